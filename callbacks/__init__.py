@@ -1,0 +1,1 @@
+"""What watches or steers a run without changing its method."""

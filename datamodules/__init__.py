@@ -1,0 +1,1 @@
+"""Data: real sets, embedded sets, procedural sets."""

@@ -1,0 +1,1 @@
+"""Measures: parameters, FLOPs, density, and metrics that no library has."""

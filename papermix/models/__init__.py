@@ -1,0 +1,1 @@
+"""Networks and layers: no losses, no data."""

@@ -1,0 +1,1 @@
+"""The machinery behind train.py: compose, check, stages, run folders, resume, ranks, sweeps, results."""

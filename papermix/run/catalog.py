@@ -1,0 +1,57 @@
+"""What stands in conf/: groups, options, and what each gives, needs and clashes with. Read as YAML, nothing composed."""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+# groups whose options state what they give and need
+MIXED = ("dataset", "model", "method", "optimizer", "scheduler", "sparsity", "callbacks", "logger", "hardware")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One file of a config group: its first comment line and its capabilities, those of the options it builds on included."""
+
+    group: str
+    name: str
+    summary: str
+    gives: frozenset[str]
+    needs: frozenset[str]
+    clashes: frozenset[str]
+
+
+def _capabilities(node: object, key: str) -> set[str]:
+    """All words under ``key`` in a tree of YAML."""
+    if not isinstance(node, dict):
+        return set()
+    own = set(node.get(key) or ())
+    return own.union(*(_capabilities(v, key) for v in node.values()))
+
+
+@cache
+def options(group: str) -> dict[str, Option]:
+    """Options of a config group, by name (``family/name`` in sub-folders), sorted."""
+    root = CONF / group
+    return {name: _read(group, name) for name in sorted(str(p.relative_to(root).with_suffix("")) for p in root.rglob("*.yaml"))}
+
+
+@cache
+def _read(group: str, name: str) -> Option:
+    text = (CONF / group / f"{name}.yaml").read_text(encoding="utf-8")
+    comments = (line.lstrip("# ") for line in text.splitlines() if line.startswith("#") and "@package" not in line)
+    tree = yaml.safe_load(text) or {}
+    sets = {key: _capabilities(tree, key) for key in ("_gives_", "_needs_", "_clashes_")}
+    for entry in tree.get("defaults", []) if isinstance(tree, dict) else []:
+        if isinstance(entry, str) and entry != "_self_" and not entry.startswith("/"):
+            base = _read(group, str(Path(name).parent / entry))
+            for key, words in zip(sets, (base.gives, base.needs, base.clashes)):
+                sets[key] |= words
+    return Option(group, name, next(comments, ""), *(frozenset(sets[k]) for k in sets))
+
+
+def givers(word: str) -> list[str]:
+    """Options that give a capability, as ``group=name``."""
+    return [f"{g}={o.name}" for g in MIXED for o in options(g).values() if word in o.gives]

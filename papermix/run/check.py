@@ -1,0 +1,171 @@
+"""Refuse an impossible config in one sentence, before torch is imported: the mix, the keys, the types, the interpolations."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
+
+from papermix.errors import UserError, nearest
+from papermix.run import catalog
+from papermix.run.signatures import accepts, locate, names_in, signature
+
+# what a config may name as `_target_`: this project's packages, and the parts of libraries that build things
+ALLOWED_TARGETS = (
+    "papermix.", "lightning_modules.", "datamodules.", "callbacks.",
+    "torch.optim.", "torch.nn.", "timm.optim.", "timm.create_model", "torchmetrics.", "torchvision.transforms.v2.",
+    "pytorch_lightning.Trainer", "pytorch_lightning.callbacks.", "pytorch_lightning.loggers.",
+)  # fmt: skip
+# sub-nodes that the machinery builds by itself, and so are no arguments of the node they stand in
+PARTS = {"dataset": {"task"}, "optimizer": {"groups"}}
+CAPABILITIES = ("_gives_", "_needs_", "_clashes_")
+# given by the machinery when the object is built, never by the config
+LIVE = {"model", "task", "optimizer", "scheduler"}
+
+_ROOT_TYPES: dict[str, tuple[type, ...]] = {
+    "seed": (int,),
+    "paper": (str, type(None)),
+    "tags": (list,),
+    "init_from": (str, type(None)),
+    "test": (str,),
+    "stages": (dict, type(None)),
+    "resume": (str, type(None)),
+    "traceback": (bool,),
+}
+
+
+def check(cfg: DictConfig) -> None:
+    """Check a composed config (with or without its ``hydra`` node). Raises UserError at the first fault."""
+    check_mix(cfg)
+    plain = resolved(cfg)
+    for key, types in _ROOT_TYPES.items():
+        value = plain.get(key)
+        if key in plain and (not isinstance(value, types) or isinstance(value, bool) and bool not in types):
+            words = " or ".join("null" if t is type(None) else t.__name__ for t in types)
+            raise UserError(f"{key}={value!r} is not of the right type: it takes {words}.")
+    if plain.get("test") not in ("last", "best", "none"):
+        raise UserError(f"test={plain.get('test')!r} is not known: use last, best or none.")
+    if plain.get("test") == "best" and (plain.get("sparsity") or {}).get("_target_"):
+        raise UserError("test=best would pick a checkpoint from before the network was sparse: use test=last with a sparsity.")
+    for path, node in targets(plain):
+        _check_target(path, node)
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """The config without ``hydra`` as plain containers, all interpolations resolved. Raises UserError naming a missing one."""
+    if "hydra" in cfg:
+        cfg = OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"])
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except (InterpolationKeyError, InterpolationResolutionError) as e:
+        missing = str(e).split("'")[1] if "'" in str(e) else str(e).splitlines()[0]
+        group = missing.split(".")[0]
+        raise UserError(
+            f"{e.full_key or 'a key'} refers to ${{{missing}}}, which this config does not have: choose another {group}, "
+            f"or set {e.full_key} yourself{nearest(missing, _paths(cfg))}."
+        ) from e
+    except OmegaConfBaseException as e:
+        raise UserError(f"{e.full_key or 'a key'} has no value: give it on the command line ({e.full_key}=...).") from e
+    assert isinstance(plain, dict)
+    return {str(k): v for k, v in plain.items()}
+
+
+def _paths(node: DictConfig | ListConfig | Any, prefix: str = "") -> Iterator[str]:
+    """All dotted keys of a config, unresolved."""
+    if isinstance(node, DictConfig) and not node._is_none() and not node._is_interpolation():
+        for key in node:
+            path = f"{prefix}{key}"
+            yield path
+            if not OmegaConf.is_interpolation(node, key) and not OmegaConf.is_missing(node, key):
+                yield from _paths(node[key], f"{path}.")
+
+
+def key_paths(cfg: DictConfig) -> list[str]:
+    """All dotted keys of a config, for nearest spellings."""
+    return list(_paths(cfg))
+
+
+def targets(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:
+    """All nodes with a ``_target_``, with their dotted paths."""
+    if isinstance(node, dict):
+        if node.get("_target_"):
+            yield path, node
+        for key, value in node.items():
+            yield from targets(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            yield from targets(value, f"{path}.{i}")
+
+
+def check_allowed(target: str, path: str) -> None:
+    """Refuse a ``_target_`` outside the allow-list: a config must not be able to run arbitrary code."""
+    if not any(target == a or (a.endswith(".") and target.startswith(a)) for a in ALLOWED_TARGETS) or "._" in target:
+        raise UserError(f"{path}._target_={target} is not allowed: only papermix's own packages, torch.optim, torch.nn, timm and Lightning may be built.")
+
+
+def _check_target(path: str, node: dict) -> None:
+    target = node["_target_"]
+    if not isinstance(target, str):
+        raise UserError(f"{path}._target_ must be a dotted name, not {target!r}.")
+    check_allowed(target, path)
+    module, _, name = target.rpartition(".")
+    found = locate(target)
+    if found is None:
+        if names_in(module):
+            raise UserError(f"{path}._target_={target}: {module} has no {name!r}{nearest(name, names_in(module))}.")
+        if target.split(".")[0] in ("papermix", "lightning_modules", "datamodules", "callbacks"):
+            raise UserError(f"{path}._target_={target}: there is no module {module!r} in this project.")
+        return
+    takes = signature(target)
+    if takes is None:
+        return
+    given = {k: v for k, v in node.items() if not k.startswith("_") and k not in PARTS.get(path, ())}
+    for key, value in given.items():
+        if key not in takes.annotations:
+            if takes.open:
+                continue
+            raise UserError(f"{path}.{key} is not an argument of {name}{nearest(key, takes.annotations)}.")
+        wanted = accepts(takes.annotations[key], value)
+        if wanted is not None:
+            raise UserError(f"{path}.{key}={_short(value)} is not of the right type: {name} takes {wanted}.")
+    missing = takes.required - given.keys() - LIVE
+    if missing and not node.get("_partial_") and not node.get("_args_"):
+        raise UserError(f"{path} lacks {sorted(missing)[0]!r}, which {name} needs: set {path}.{sorted(missing)[0]}=...")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _entries(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
+    """(how the user names it, node) of everything that may state capabilities."""
+    choices = OmegaConf.select(cfg, "hydra.runtime.choices") or {}
+    for group in catalog.MIXED:
+        node = cfg.get(group) if group in cfg else None
+        if not isinstance(node, DictConfig):
+            continue
+        if group in ("callbacks", "logger"):
+            for name in node:
+                if isinstance(node.get(name), DictConfig):
+                    yield f"{group}.{name}", node[name]
+        else:
+            yield f"{group}={choices.get(group, node.get('_target_', group))}", node
+
+
+def check_mix(cfg: DictConfig) -> None:
+    """Every need must be given by some chosen option, and no option may clash with what is given."""
+    entries = list(_entries(cfg))
+    given: dict[str, str] = {}
+    for label, node in entries:
+        for word in node.get("_gives_") or ():
+            given.setdefault(str(word), label)
+    for label, node in entries:
+        for word in node.get("_needs_") or ():
+            if word not in given:
+                have = catalog.givers(str(word))
+                cure = f"choose one that gives it: {', '.join(have[:8])}{', ...' if len(have) > 8 else ''}" if have else "no option here gives it"
+                raise UserError(f"{label} needs {str(word)!r}, which nothing in this mix gives; {cure}.")
+        for word, why in (node.get("_clashes_") or {}).items():
+            if word in given:
+                raise UserError(f"{label} does not go with {given[word]}: {why}.")

@@ -1,0 +1,72 @@
+"""Configs of a run: the stages of an experiment, each composed as the command line that one would have typed."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from papermix.errors import UserError
+from papermix.run.catalog import CONF
+from papermix.run.check import check, resolved
+from papermix.run.names import register_resolvers
+
+
+def compose(overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
+    """Compose ``conf/train.yaml`` with overrides, inside a Hydra application or outside of one."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    register_resolvers()
+    inside = GlobalHydra.instance().is_initialized()
+    with nullcontext() if inside else initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra_compose("train", overrides=overrides, return_hydra_config=with_hydra)
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").split("=", 1)[0]
+
+
+def _freeze_one(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+    with open_dict(cfg):
+        cfg.paths.run = str(folder)
+    check(cfg)
+    return resolved(cfg)
+
+
+def freeze(cfg: DictConfig, overrides: list[str], run_dir: Path) -> dict[str, dict[str, Any]]:
+    """Resolved config of each stage of an experiment, in order; checked. One stage ``main`` when there are none.
+
+    Args:
+        cfg: the composed config of the whole command line.
+        overrides: the user's own overrides, on which a stage's are put.
+        run_dir: the run's folder; a stage has a folder of its own name in it, a run without stages is itself its stage.
+    """
+    if not cfg.stages:
+        return {"main": _freeze_one(cfg, run_dir)}
+    if not OmegaConf.is_dict(cfg.stages):
+        raise UserError("stages must map each name to a list of overrides, like {pretrain: [], probe: [\"method=linear_probe\"]}.")
+    frozen: dict[str, dict[str, Any]] = {}
+    for name, own in cfg.stages.items():
+        if not isinstance(name, str) or not name.replace("_", "").isalnum() or name == "main":
+            raise UserError(f"stages.{name}: a stage's name is made of letters, digits and underscores (and is not 'main').")
+        if not OmegaConf.is_list(own):
+            raise UserError(f"stages.{name} must be a list of overrides, like [method=linear_probe, trainer.max_epochs=10].")
+        own = [str(o) for o in own]
+        replaced = {_key(o) for o in own}
+        kept = [o for o in overrides if _key(o) not in replaced and not _key(o).startswith(("stages", "hydra"))]
+        try:
+            stage = compose([*kept, *own], with_hydra=True)
+        except Exception as e:
+            from papermix.run.explain import explain
+
+            raise UserError(f"stage {name}: {explain(e)}") from e
+        with open_dict(stage):
+            stage.stages, stage.stage = None, name
+        source = stage.init_from
+        if source and source in cfg.stages and source not in frozen:
+            raise UserError(f"stage {name} starts from stage {source!r}, which comes after it: change their order.")
+        frozen[name] = _freeze_one(stage, run_dir / name)
+    return frozen
+

@@ -1,0 +1,115 @@
+"""One run: freeze its config, go through its stages, start the processes of each, write the result."""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from papermix.errors import UserError
+from papermix.run import folder
+from papermix.run.compose import freeze
+from papermix.run.result import print_result, shown
+
+RESULT = "result.json"
+
+
+def run(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> dict[str, Any]:
+    """Run (or continue) the experiment of a composed config in its folder.
+
+    Args:
+        cfg: composed config, interpolations unresolved.
+        run_dir: the run's folder.
+        overrides: the user's own overrides, for the stages and for the record.
+
+    Returns:
+        What ``result.json`` holds. A finished run returns its stored result at once.
+    """
+    run_dir = run_dir.absolute()
+    if cfg.resume:
+        stages = _frozen_stages(Path(cfg.resume), overrides)
+    else:
+        stages = cfg.get("_stages_") or freeze(cfg, overrides, run_dir)
+    folder.make(run_dir)
+    with folder.locked(run_dir):
+        single = list(stages) == ["main"]
+        for name, config in stages.items():
+            place = run_dir if single else run_dir / name
+            folder.make(place)
+            folder.adopt(place, config)
+        if not single:
+            folder.write_json(run_dir / "stages.json", list(stages))
+        done = folder.read_json(run_dir / RESULT)
+        if done is not None and done.get("stages_done") == list(stages):
+            print(f"finished already: {shown(run_dir)} (delete the folder to run it anew)")
+            return done
+        results = {}
+        for name in stages:
+            place = run_dir if single else run_dir / name
+            stored = None if single else folder.read_json(place / RESULT)
+            if stored is None:
+                if not single:
+                    print(f"stage {name}", flush=True)
+                stored = _run_stage(place, folder.read_config(place))
+            results[name] = stored
+        last = results[list(results)[-1]]
+        result = {**last, "command": command(overrides), "folder": str(run_dir), "stages_done": list(stages)}
+        if not single:
+            result["stages"] = {name: {k: r[k] for k in ("metrics", "wall_seconds", "parameters", "density")} for name, r in results.items()}
+            result["wall_seconds"] = sum(r["wall_seconds"] for r in results.values())
+        folder.write_json(run_dir / RESULT, result)
+    print_result(result, run_dir)
+    return result
+
+
+def command(overrides: list[str]) -> str:
+    """The command line that makes this run."""
+    return " ".join(["python", "train.py", *(f"'{o}'" if any(c in o for c in " ,[]{}()*&$") else o for o in overrides)])
+
+
+def _frozen_stages(run_dir: Path, overrides: list[str]) -> dict[str, dict[str, Any]]:
+    """Configs of a run that is continued with ``resume=``, as they were frozen."""
+    extra = [o for o in overrides if not o.lstrip("+").startswith(("resume=", "traceback=", "debug=traceback", "hydra."))]
+    if extra:
+        raise UserError(f"resume={run_dir} continues that run as it was frozen: drop {extra[0]!r}, or start another run without resume.")
+    names = folder.read_json(run_dir / "stages.json")
+    if names is None:
+        return {"main": folder.read_config(run_dir)}
+    return {name: folder.read_config(run_dir / name) for name in names}
+
+
+def processes(config: dict[str, Any]) -> int:
+    """Processes of one run on this machine: one per device. Counting GPUs needs torch, a number does not."""
+    hardware = config["hardware"]
+    devices = hardware["devices"]
+    if devices not in ("auto", -1, "-1"):
+        return int(devices) if not isinstance(devices, list) else len(devices)
+    if hardware["accelerator"] not in ("gpu", "cuda"):
+        return 1
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError("this machine has no CUDA GPU: use hardware=cpu, hardware=ddp_cpu or hardware=auto.")
+    return torch.cuda.device_count()
+
+
+def _run_stage(place: Path, config: dict[str, Any]) -> dict[str, Any]:
+    started = time.perf_counter()
+    count = processes(config)
+    # ranks started by somebody else (torchrun, srun) run the stage themselves
+    if count > 1 and "LOCAL_RANK" not in os.environ and "SLURM_NTASKS" not in os.environ:
+        from papermix.run.launch import launch
+
+        launch(place, count)
+    else:
+        from papermix.run.stage import run_stage
+
+        run_stage(place)
+    result = folder.read_json(place / RESULT)
+    if result is None:
+        raise UserError(f"the run in {place} ended without a result: see its logs, then run the same command again.")
+    result["wall_seconds"] = result.get("wall_seconds") or time.perf_counter() - started
+    sys.stdout.flush()
+    return result

@@ -1,0 +1,1 @@
+"""papermix's sweepers as Hydra plugins."""

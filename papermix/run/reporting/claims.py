@@ -1,0 +1,315 @@
+"""Claims: ``conf/claim/<name>.yaml`` run as a small experiment, and judged by a rule that is fixed before.
+
+A claim has arms (named lists of overrides), seeds, a measure, and inequalities over the arms' seed means. Every arm runs with every
+seed, so that arms are compared seed by seed.
+"""
+
+import contextlib
+import gc
+import math
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from papermix.errors import UserError, nearest
+from papermix.run.catalog import CONF
+from papermix.run.reporting.inequality import Expression, Inequality, inequality
+from papermix.run.reporting.papers import check_keys, read_yaml
+
+_KEYS = {"claim": str, "paper": str, "measure": str, "seeds": list, "common": list, "arms": dict, "expect": list}
+CONFIRMED, REFUTED, OPEN = "confirmed", "not confirmed", "inconclusive"
+RULE = (
+    "The slack of an inequality is how far the arms' means over the seeds are from its edge. Its uncertainty is the half width of the "
+    "two-sided 95 % interval of Student's t over the slacks of the single seeds (paired: all arms run with the same seeds). "
+    "It is confirmed when slack - uncertainty >= 0, not confirmed when slack + uncertainty < 0, inconclusive in between, with fewer "
+    "than two seeds, or when a run of its arms failed. The claim is confirmed when all its inequalities are, not confirmed when one is not."
+)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim as it is declared.
+
+    Attributes:
+        sentence: what is claimed.
+        paper: the paper it is from, a file of conf/paper, or None.
+        measure: arithmetic over metrics and the numbers of ``result.json``.
+        arms: overrides of each arm, those common to all included.
+        expect: inequalities over the arms.
+    """
+
+    name: str
+    sentence: str
+    paper: str | None
+    measure: Expression
+    seeds: tuple[int, ...]
+    arms: dict[str, list[str]]
+    expect: tuple[Inequality, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run gave: its number and its result, or the sentence it failed with."""
+
+    value: float | None = None
+    result: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+
+
+Outcomes = dict[str, dict[int, Outcome]]
+
+
+def claim_names(conf: Path = CONF) -> list[str]:
+    """Names of all claims."""
+    return sorted(path.stem for path in (conf / "claim").glob("*.yaml"))
+
+
+def load_claim(name: str, conf: Path = CONF) -> Claim:
+    """Read and check a claim. Raises UserError that names the key at fault."""
+    path, where = conf / "claim" / f"{name}.yaml", f"conf/claim/{name}.yaml"
+    if not path.is_file():
+        known = claim_names(conf)
+        raise UserError(f"there is no claim {name!r}{nearest(name, known)}; there are {', '.join(known) or 'none'}.")
+    tree = read_yaml(path, where)
+    check_keys(tree, _KEYS, ("claim", "measure", "seeds", "arms", "expect"), where)
+    arms = {}
+    for arm, own in tree["arms"].items():
+        if not re.fullmatch(r"[A-Za-z_]\w*", str(arm)):
+            raise UserError(f"{where}: arm {arm!r} must be a name of letters, digits and underscores.")
+        arms[str(arm)] = _overrides(tree.get("common") or [], f"{where}: common") + _overrides(own, f"{where}: arms.{arm}")
+    try:
+        measure, expect = Expression(tree["measure"]), tuple(inequality(str(text)) for text in tree["expect"])
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    for unknown in sorted({n for e in expect for n in e.names} - set(arms)):
+        have = ", ".join(arms)
+        raise UserError(f"{where}: expect names {unknown!r}, which is no arm{nearest(unknown, arms)}; there are {have}.")
+    paper = tree.get("paper")
+    if paper and not (conf / "paper" / f"{paper}.yaml").is_file():
+        papers = [p.stem for p in (conf / "paper").glob("*.yaml")]
+        raise UserError(f"{where}: there is no paper {paper!r} in conf/paper{nearest(paper, papers)}.")
+    if not expect:
+        raise UserError(f"{where}: expect is empty: give at least one inequality.")
+    return Claim(name, " ".join(tree["claim"].split()), paper, measure, check_seeds(tree["seeds"], where), arms, expect)
+
+
+def _overrides(given: Any, where: str) -> list[str]:
+    if not isinstance(given, list) or not all(isinstance(o, str) and ("=" in o or o.startswith("~")) for o in given):
+        raise UserError(f"{where} must be a list of overrides, like [sparsity=magnitude, trainer.max_epochs=10].")
+    for override in given:
+        if override.lstrip("+").partition("=")[0] == "seed":
+            raise UserError(f"{where}: {override} is not for an arm: list the seeds under seeds.")
+    return list(given)
+
+
+def check_seeds(seeds: Sequence[Any], where: str) -> tuple[int, ...]:
+    """Seeds as they are to be run. Raises UserError when there is none, one twice, or one that is no number."""
+    if not seeds or len(set(seeds)) < len(seeds) or not all(isinstance(s, int) and not isinstance(s, bool) for s in seeds):
+        raise UserError(f"{where}: seeds must be different whole numbers, at least one, not {list(seeds)}.")
+    return tuple(seeds)
+
+
+# ---- running -------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run of a claim: its arm, seed, overrides, composed config and folder."""
+
+    arm: str
+    seed: int
+    overrides: list[str]
+    cfg: Any
+    folder: Path
+
+    @property
+    def finished(self) -> bool:
+        """Whether its result is there."""
+        return (self.folder / "result.json").is_file()
+
+
+def plan(claim: Claim, outputs: Path, seeds: Sequence[int] | None = None) -> Iterator[Plan | tuple[str, int, str]]:
+    """The runs of a claim, seed after seed; (arm, seed, sentence) for one whose command line is refused.
+
+    A folder's name has the hash of the config: another config never takes up its runs.
+    """
+    from papermix.run.compose import compose, freeze
+    from papermix.run.explain import explain
+    from papermix.run.names import identity, short_hash
+
+    for seed in seeds or claim.seeds:
+        for arm, own in claim.arms.items():
+            overrides = [*own, f"seed={seed}"]
+            try:
+                cfg = compose(overrides)
+                place = outputs / "claims" / claim.name / arm / f"seed-{seed}-{short_hash(identity(cfg))}"
+                freeze(cfg, overrides, place.absolute())
+            except Exception as error:
+                yield arm, seed, explain(error, overrides)
+            else:
+                yield Plan(arm, seed, overrides, cfg, place)
+
+
+Start = Callable[[Any, Path, list[str]], dict[str, Any]]
+
+
+def run(claim: Claim, outputs: Path, seeds: Sequence[int] | None = None, start: Start | None = None) -> Outcomes:
+    """Run all arms with all seeds in this process, one after the other; finished runs are taken as they are.
+
+    A run that fails is kept as its sentence and stops no other. What runs print goes to ``log.txt`` in the claim's folder.
+
+    Args:
+        outputs: folder of all runs.
+        seeds: others than the declared ones, for trials.
+        start: ``start(cfg, folder, overrides) -> result``; None: :func:`papermix.run.job.run`.
+    """
+    from papermix.run.explain import explain
+    from papermix.run.launch import stop_signal
+
+    if start is None:
+        from papermix.run.job import run as start
+    outcomes: Outcomes = {arm: {} for arm in claim.arms}
+    log = outputs / "claims" / claim.name / "log.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    planned = list(plan(claim, outputs, seeds))
+    for i, item in enumerate(planned, start=1):
+        began = time.perf_counter()
+        if not isinstance(item, Plan):
+            arm, seed, sentence = item
+            outcome = Outcome(error=sentence)
+        else:
+            arm, seed, finished = item.arm, item.seed, item.finished
+            try:
+                with open(log, "a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+                    print(f"--- {arm}, seed {seed}: {' '.join(item.overrides)}", flush=True)
+                    result = start(item.cfg, item.folder, item.overrides)
+                outcome = Outcome(measured(claim, result), result)
+            except Exception as error:
+                if stop_signal(error) is not None:
+                    raise
+                outcome = Outcome(error=explain(error, item.overrides))
+            sentence = "was there" if finished else f"{time.perf_counter() - began:.0f} s"
+            gc.collect()
+        outcomes[arm][seed] = outcome
+        told = f"failed: {outcome.error}" if outcome.error else f"{outcome.value:.6g} ({sentence})"
+        print(f"{claim.name} {i}/{len(planned)} {arm}, seed {seed}: {told}", flush=True)
+    return outcomes
+
+
+def measured(claim: Claim, result: Mapping[str, Any]) -> float:
+    """The claim's measure of a run. Raises UserError for a name that the result lacks."""
+    values: dict[str, float] = {k: v for k, v in result.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    values |= {"parameters": result["parameters"]["total"]} if isinstance(result.get("parameters"), dict) else {}
+    values |= result["metrics"]
+    for name in sorted(claim.measure.names):
+        if name not in values:
+            have = ", ".join(sorted(values))
+            raise UserError(f"measure names {name!r}, which the run's result lacks{nearest(name, values)}; it has {have}.")
+    return claim.measure.value(values)
+
+
+# ---- judging -------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """An inequality's slack, the half width of its 95 % interval (None: unknown), the seeds it rests on, and the verdict."""
+
+    text: str
+    slack: float | None
+    uncertainty: float | None
+    seeds: int
+    verdict: str
+
+
+def judge(expected: Inequality, arms: Mapping[str, Mapping[int, float]], complete: bool = True) -> Judgement:
+    """Judge one inequality by :data:`RULE`.
+
+    Args:
+        expected: the inequality.
+        arms: value of each seed of each arm.
+        complete: whether all runs of its arms have a value.
+    """
+    shared = sorted(set.intersection(*(set(arms[name]) for name in expected.names))) if expected.names else []
+    if not shared:
+        return Judgement(expected.text, None, None, 0, OPEN)
+    slack = expected.slack({name: statistics.fmean(arms[name][s] for s in shared) for name in expected.names})
+    each = [expected.slack({name: arms[name][s] for name in expected.names}) for s in shared]
+    if len(each) < 2 or not all(map(math.isfinite, [slack, *each])):
+        return Judgement(expected.text, slack if math.isfinite(slack) else None, None, len(shared), OPEN)
+    uncertainty = t_quantile(len(each) - 1) * statistics.stdev(each) / math.sqrt(len(each))
+    sure = slack - uncertainty > 0 or (slack - uncertainty == 0 and "=" in expected.sense)
+    against = slack + uncertainty < 0 or (slack + uncertainty == 0 and "=" not in expected.sense)
+    verdict = OPEN if not complete else CONFIRMED if sure else REFUTED if against else OPEN
+    return Judgement(expected.text, slack, uncertainty, len(shared), verdict)
+
+
+def t_quantile(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, freedom))
+
+
+def overall(judgements: Sequence[Judgement]) -> str:
+    """The claim's verdict from those of its inequalities."""
+    verdicts = {j.verdict for j in judgements}
+    return REFUTED if REFUTED in verdicts else OPEN if OPEN in verdicts else CONFIRMED
+
+
+def summary(claim: Claim, outcomes: Outcomes, seeds: Sequence[int] | None = None) -> dict[str, Any]:
+    """All that is kept of a claim's runs, as JSON: numbers, verdict, and how they were made."""
+    values = {arm: {s: o.value for s, o in each.items() if o.value is not None} for arm, each in outcomes.items()}
+    failed = {arm for arm, each in outcomes.items() if any(o.error for o in each.values())}
+    judgements = [judge(e, values, complete=not e.names & failed) for e in claim.expect]
+    results = [o.result for each in outcomes.values() for o in each.values() if o.result]
+    return {
+        "name": claim.name,
+        "claim": claim.sentence,
+        "paper": claim.paper,
+        "verdict": overall(judgements),
+        "measure": claim.measure.text,
+        "expect": [vars(j) for j in judgements],
+        "arms": {arm: _arm(claim.arms[arm], outcomes[arm]) for arm in claim.arms},
+        "seeds": list(seeds or claim.seeds),
+        "rule": RULE,
+        "command": f"python scripts/claims.py {claim.name}",
+        "machine": machine(),
+        "commits": sorted({_commit(r.get("git")) for r in results}),
+        "versions": next((r["versions"] for r in results if "versions" in r), {}),
+        "run_seconds": sum(r.get("wall_seconds", 0.0) for r in results),
+    }
+
+
+def _arm(overrides: list[str], each: Mapping[int, Outcome]) -> dict[str, Any]:
+    values = [o.value for o in each.values() if o.value is not None]
+    known = [o.result for o in each.values() if o.result]
+    return {
+        "overrides": overrides,
+        "mean": statistics.fmean(values) if values else None,
+        "std": statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None,
+        "values": {str(s): o.value for s, o in each.items() if o.value is not None},
+        "failed": {str(s): o.error for s, o in each.items() if o.error},
+        "density": statistics.fmean(r["density"] for r in known) if known and all("density" in r for r in known) else None,
+    }
+
+
+def _commit(git: Mapping[str, Any] | None) -> str:
+    return "none" if not git else git["commit"] + (" with changes" if git.get("dirty") else "")
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores that this process may use, and the threads that torch was told to use (None: its own choice)."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        cpu = platform.processor() or platform.machine()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"cpu": cpu, "cores": cores, "threads": os.environ.get("OMP_NUM_THREADS")}

@@ -1,0 +1,123 @@
+"""What is kept of a claim: a JSON file and a picture in ``docs/claims/``, and its section of ``docs/RESULTS.md``."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from papermix.errors import UserError
+from papermix.run.catalog import CONF
+from papermix.run.folder import read_json, write_json
+from papermix.run.reporting.blocks import put, table
+from papermix.run.reporting.claims import RULE
+from papermix.run.reporting.inequality import inequality
+from papermix.run.reporting.pictures import BLUE, GREY, RED, figure
+from papermix.run.result import duration, metric_text
+
+ROOT = CONF.parent
+
+
+def keep(found: dict[str, Any], root: Path = ROOT) -> list[Path]:
+    """Write a claim's JSON and its picture; returns the files. The pages that show them are made anew by the catalog."""
+    place = root / "docs" / "claims"
+    place.mkdir(parents=True, exist_ok=True)
+    data, picture = place / f"{found['name']}.json", place / f"{found['name']}.png"
+    write_json(data, found)
+    draw(found, picture)
+    return [data, picture]
+
+
+def results_page(root: Path = ROOT) -> str:
+    """``docs/RESULTS.md`` with its block on claims made anew from ``docs/claims/*.json``. Raises UserError for an unreadable one."""
+    page = root / "docs" / "RESULTS.md"
+    text = page.read_text(encoding="utf-8") if page.exists() else "# Results\n"
+    parts = ["## Claims", f"Made by `python scripts/claims.py`. {RULE}"]
+    for path in sorted((root / "docs" / "claims").glob("*.json")):
+        found = read_json(path)
+        if not isinstance(found, dict):
+            raise UserError(f"{path} cannot be read: run python scripts/claims.py {path.stem} again.")
+        parts.append(section(found))
+    return put(text, "claims", "\n\n".join(parts))
+
+
+def section(found: dict[str, Any]) -> str:
+    """A claim's section: sentence, verdict, picture, tables, and how it was measured."""
+    measure = found["measure"]
+    seeds = [str(s) for s in found["seeds"]]
+    lines = []
+    for name, arm in found["arms"].items():
+        each = [text(measure, arm["values"].get(s)) if s in arm["values"] else "failed" for s in seeds]
+        density = "" if arm["density"] is None else f"{100 * arm['density']:.3g} %"
+        overrides = f"`{' '.join(arm['overrides'])}`" if arm["overrides"] else "defaults"
+        lines.append([name, overrides, density, text(measure, arm["mean"]), text(measure, arm["std"]), ", ".join(each)])
+    parts = [
+        f"### {found['name']}: {found['verdict']}",
+        f"> {found['claim']}",
+        f"![{found['name']}: every seed of each arm, and the slack of each expectation](claims/{found['name']}.png)",
+        table(["arm", "overrides", "density", f"mean {measure}", "standard deviation", f"seeds {', '.join(seeds)}"], lines),
+        table(
+            ["expected", "slack", "uncertainty (95 %)", "seeds", "verdict"],
+            [
+                [f"`{e['text']}`", text(measure, e["slack"]), text(measure, e["uncertainty"]), str(e["seeds"]), e["verdict"]]
+                for e in found["expect"]
+            ],
+        ),
+    ]
+    errors = [f"- {name}, seed {s}: {e}" for name, arm in found["arms"].items() for s, e in arm["failed"].items()]
+    if errors:
+        parts.append("Failed:\n\n" + "\n".join(errors))
+    machine, versions = found["machine"], ", ".join(f"{k} {v}" for k, v in found["versions"].items())
+    threads = f", OMP_NUM_THREADS={machine['threads']}" if machine["threads"] else ""
+    parts.append(
+        f"`{found['command']}`; {machine['cpu']}, {machine['cores']} cores{threads}; {versions}; "
+        f"commit {', '.join(found['commits'])}; {duration(found['run_seconds'])} of training."
+    )
+    return "\n\n".join(parts)
+
+
+def text(measure: str, value: float | None) -> str:
+    """A number of a measure for people; ``-`` where there is none."""
+    return "-" if value is None else metric_text(measure, value)
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Draw each arm's seeds as dots with their mean and the edges expected of it, beside each expectation's slack and interval."""
+    arms, expected, measure = found["arms"], found["expect"], found["measure"]
+    means = {name: arm["mean"] for name, arm in arms.items() if arm["mean"] is not None}
+    made, (left, right) = figure(9.6, 3.6, 2)
+    for i, (name, arm) in enumerate(arms.items()):
+        values = [v for v in arm["values"].values() if math.isfinite(v)]
+        # side by side, so that equal values stay visible
+        offsets = [0.12 * (k - (len(values) - 1) / 2) / max(1, (len(values) - 1) / 2) for k in range(len(values))]
+        left.plot([i + o for o in offsets], values, "o", color=BLUE, alpha=0.75, markersize=5, label="a seed" if i == 0 else None)
+        if name in means and math.isfinite(means[name]):
+            left.plot([i - 0.25, i + 0.25], [means[name]] * 2, color="black", linewidth=2, label="mean" if i == 0 else None)
+    rules = [inequality(e["text"]) for e in expected]
+    known = [rule for rule in rules if rule.alone in arms and rule.right.names <= set(means)]
+    for k, rule in enumerate(known):
+        at, edge, up = list(arms).index(str(rule.alone)), rule.right.value(means), 14 if rule.sense.startswith(">") else -14
+        label = "expected on the side of the arrow" if k == 0 else None
+        left.plot([at - 0.38, at + 0.38], [edge] * 2, color=RED, linewidth=1.2, linestyle="--", label=label)
+        arrow = {"arrowstyle": "<-", "color": RED}
+        left.annotate("", (at + 0.38, edge), xytext=(0, up), textcoords="offset points", arrowprops=arrow)
+    left.set_xticks(range(len(arms)), list(arms), fontsize=8)
+    left.set_xlim(-0.6, len(arms) - 0.4)
+    left.set_ylabel(measure.replace("/", " "), fontsize=8)
+    left.legend(fontsize=7, frameon=False)
+    left.grid(visible=False, axis="x")
+
+    colours = {"confirmed": "#2a8c55", "not confirmed": RED, "inconclusive": GREY}
+    for i, e in enumerate(expected):
+        if e["slack"] is not None:
+            right.errorbar(
+                e["slack"], -i, xerr=e["uncertainty"] or 0, fmt="o", color=colours[e["verdict"]], capsize=4, markersize=6
+            )
+        place = {"xycoords": ("axes fraction", "data"), "xytext": (6, 14), "textcoords": "offset points"}
+        right.annotate(f"{e['text']}\n{e['verdict']}", (0, -i), fontsize=8, **place)
+    right.axvline(0, color="black", linewidth=0.8)
+    right.set_ylim(-len(expected) + 0.4, 0.7)
+    right.set_yticks([])
+    right.set_xlabel("slack, with its 95 % interval (holds right of 0)", fontsize=8)
+    right.margins(x=0.15)
+    made.suptitle(f"{found['name']}: {found['verdict']}", fontsize=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made.savefig(path)

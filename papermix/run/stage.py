@@ -1,0 +1,283 @@
+"""One stage, in the process (or each of the processes) that computes it: build, fit, test, measure."""
+
+import logging
+import platform
+import random
+import resource
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from papermix import __version__
+from papermix.errors import UserError
+from papermix.run import folder
+from papermix.run.build import build
+from papermix.run.check import PARTS
+from papermix.run.checkpoint_io import VerifiedCheckpointIO, find_last
+
+RESULT = "result.json"
+
+
+class Clock(pl.Callback):
+    """Wall time of the run over all its continuations, kept in the checkpoint."""
+
+    def __init__(self) -> None:
+        self.before = 0.0
+        self.started = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return self.before + time.perf_counter() - self.started
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seconds so far."""
+        return {"seconds": self.seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Seconds of the sessions before."""
+        self.before = state_dict["seconds"]
+
+
+class Position(pl.Callback):
+    """Brings the training loader back to where the checkpoint was taken.
+
+    Lightning does so when it first asks for the loader, which a method that wants to know the number of steps does too early,
+    before the checkpoint is read.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Restore the position, unless Lightning has."""
+        trainer.fit_loop._load_combined_loader_states()
+
+
+def without_parts(config: dict[str, Any], group: str) -> dict[str, Any]:
+    """A group's node without the sub-nodes that are built by themselves."""
+    return {k: v for k, v in config[group].items() if k not in PARTS.get(group, ())}
+
+
+def seed_all(seed: int) -> None:
+    """Seed python, numpy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def optimizer_factory(config: dict[str, Any]) -> Callable[..., torch.optim.Optimizer]:
+    """What makes the optimizer of a config from a module; keywords go to the parameter groups."""
+    make = build(without_parts(config, "optimizer"))
+    groups = build(config["optimizer"]["groups"])
+
+    def factory(module: nn.Module, **options: Any) -> torch.optim.Optimizer:
+        return make(groups(module, **options))
+
+    return factory
+
+
+def build_method(config: dict[str, Any]) -> pl.LightningModule:
+    """The method of a config with its model, task, optimizer and schedule; seeded, so twice the same."""
+    seed_all(config["seed"])
+    model = build(config["model"])
+    task = build(config["dataset"]["task"])
+    scheduler = build(config["scheduler"]) if config["scheduler"].get("_target_") else None
+    if config["hardware"]["channels_last"]:
+        model = model.to(memory_format=torch.channels_last)
+    return build(config["method"], model=model, task=task, optimizer=optimizer_factory(config), scheduler=scheduler)
+
+
+def build_callbacks(config: dict[str, Any]) -> list[pl.Callback]:
+    """The callbacks of a config; the sparsity's driver comes first, since it changes the parameters others look at."""
+    callbacks: list[pl.Callback] = []
+    if config["sparsity"].get("_target_"):
+        from callbacks.sparsity import SparsityDriver
+
+        callbacks.append(SparsityDriver(build(config["sparsity"])))
+    callbacks += [build(node) for node in (config["callbacks"] or {}).values() if node and node.get("_target_")]
+    return callbacks
+
+
+def build_trainer(config: dict[str, Any], place: Path, callbacks: list[pl.Callback], loggers: list[Any]) -> pl.Trainer:
+    """Lightning's Trainer with this project's checkpoints, samplers and logging."""
+    hardware = config["hardware"]
+    if hardware["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError("this machine has no CUDA GPU: use hardware=cpu, hardware=ddp_cpu or hardware=auto.")
+    if hardware["accelerator"] == "mps" and not torch.backends.mps.is_available():
+        raise UserError("this machine has no Apple GPU: use hardware=cpu or hardware=auto.")
+    return build(
+        config["trainer"],
+        accelerator=hardware["accelerator"],
+        devices=hardware["devices"],
+        num_nodes=hardware["num_nodes"],
+        strategy=hardware["strategy"],
+        precision=hardware["precision"],
+        deterministic=hardware["deterministic"],
+        sync_batchnorm=hardware["sync_batchnorm"],
+        plugins=[VerifiedCheckpointIO()],
+        callbacks=callbacks,
+        logger=loggers,
+        default_root_dir=str(place),
+        enable_checkpointing=any(isinstance(c, pl.callbacks.Checkpoint) for c in callbacks),
+        enable_progress_bar=any(isinstance(c, pl.callbacks.ProgressBar) for c in callbacks),
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        benchmark=not hardware["deterministic"],
+    )
+
+
+def run_stage(place: Path) -> dict[str, Any] | None:
+    """Train and test what ``config.yaml`` in a folder says, from its last checkpoint if there is one.
+
+    Writes ``result.json`` there, and returns it on the first process (None on the others).
+    """
+    config = folder.read_config(place)
+    quiet()
+    if config["hardware"]["threads"]:
+        torch.set_num_threads(config["hardware"]["threads"])
+    datamodule = build(without_parts(config, "dataset"))
+    method = build_method(config)
+    if config["init_from"]:
+        load_weights(method, find_weights(config["init_from"], place))
+    loggers = [build(node) for node in (config["logger"] or {}).values() if node and node.get("_target_")]
+    clock = Clock()
+    callbacks = [*build_callbacks(config), Position(), clock]
+    trainer = build_trainer(config, place, callbacks, loggers)
+    if trainer.is_global_zero:
+        for logger in trainer.loggers:
+            logger.log_hyperparams(config)
+    if config["hardware"]["compile"]:
+        method.model.compile()
+
+    last = find_last(place / "checkpoints")
+    if last is not None and trainer.is_global_zero:
+        if last.skipped:
+            print(f"note: {last.skipped}", file=sys.stderr)
+        print(f"continuing after step {last.step} ({last.path.name})", flush=True)
+    trainer.fit(method, datamodule=datamodule, ckpt_path=str(last.path) if last else None, weights_only=True)
+    if getattr(trainer, "preempted", False):
+        raise UserError(f"stopped by a signal after step {trainer.global_step}, checkpoint saved: the same command continues.")
+    if config["test"] != "none":
+        if config["test"] == "best":
+            best = next(c for c in callbacks if isinstance(c, pl.callbacks.Checkpoint)).best_model_path
+            if best:
+                method.load_state_dict(VerifiedCheckpointIO().load_checkpoint(Path(best))["state_dict"])
+        trainer.test(method, datamodule=datamodule, verbose=False)
+    if not trainer.is_global_zero:
+        return None
+    result = measure(config, place, method, datamodule, trainer) | {"metrics": method.latest, "wall_seconds": clock.seconds()}
+    folder.write_json(place / RESULT, result)
+    return result
+
+
+def measure(config: dict[str, Any], place: Path, method: Any, datamodule: Any, trainer: pl.Trainer) -> dict[str, Any]:
+    """Everything in ``result.json`` besides the metrics: sizes, costs, and where and from what the numbers come."""
+    from papermix.metrics.count import density, flops, parameters
+
+    batch = next(iter(datamodule.train_dataloader()))
+    example = {k: v[:1].to(method.device) for k, v in batch.items()}
+    counts = parameters(method.model)
+    dense = flops(method.model, example[method.task.input])
+    effective = flops(method.model, example[method.task.input], effective=True)
+    return {
+        "parameters": counts,
+        "density": density(method.model),
+        "flops": dense,
+        "effective_flops": effective,
+        "peak_memory_bytes": peak_memory(),
+        "steps": trainer.global_step,
+        "epochs": trainer.current_epoch,
+        "seed": config["seed"],
+        "paper": config["paper"],
+        "tags": config["tags"],
+        "stage": config["stage"],
+        "monitor": {"name": method.task.monitor, "mode": method.task.mode},
+        "processes": trainer.world_size,
+        "device": torch.cuda.get_device_name() if method.device.type == "cuda" else platform.processor() or platform.machine(),
+        "git": git_state(),
+        "versions": {
+            "papermix": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "pytorch_lightning": pl.__version__,
+        },
+    }
+
+
+def peak_memory() -> int:
+    """Largest memory of this process so far in bytes: on the GPU when one is used, else resident."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the code and whether it has uncommitted changes; None outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def find_weights(source: str, place: Path) -> Path:
+    """The checkpoint that ``init_from`` names: a file, a run folder, or an earlier stage of this run."""
+    path = Path(source)
+    if path.suffix == ".ckpt":
+        if not path.is_file():
+            raise UserError(f"init_from={source}: there is no such checkpoint.")
+        return path
+    for run in (place.parent / source, path):
+        if (last := find_last(run / "checkpoints")) is not None:
+            return last.path
+    raise UserError(f"init_from={source}: neither a stage of this run, nor a run folder, nor a .ckpt file with a readable checkpoint.")
+
+
+def load_weights(method: pl.LightningModule, path: Path) -> None:
+    """Load a checkpoint's model weights; parts of another shape, and those the method starts anew, are left as they are, and said.
+
+    Raises UserError when nothing fits at all.
+    """
+    from papermix.sparsity.mask import plain_state
+
+    state = VerifiedCheckpointIO().load_checkpoint(path)["state_dict"]
+    state = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+    own = method.model.state_dict()
+    if not any("parametrizations" in k for k in own):
+        state = plain_state(state)  # a sparse network's weights go into a dense one with their masks applied
+    state = {k: v for k, v in state.items() if not k.startswith(tuple(f"{part}." for part in method.fresh))}
+    fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+    if not fits:
+        raise UserError(f"{path}: none of its weights fits this model; it was made by another network.")
+    method.model.load_state_dict(fits, strict=False)
+    left = [k for k in own if k not in fits]
+    if left:
+        print(f"note: {len(left)} of {len(own)} tensors keep their own start ({', '.join(left[:4])}{', ...' if len(left) > 4 else ''}); the rest comes from {path}")
+
+
+def quiet() -> None:
+    """Keep Lightning's advice out of the way: what matters here is said by this project itself."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for pattern in (
+        ".*does not have many workers.*",
+        ".*The number of training batches.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*lr_scheduler.step.*before.*optimizer.step.*",
+        ".*Checkpoint directory.*",
+        ".*weights_only.*",
+        ".*configured for CUDA.*",
+    ):
+        warnings.filterwarnings("ignore", pattern)

@@ -1,0 +1,110 @@
+"""One table: the smallest setting that exercises each option. The generic tests run over all of them; a missing entry fails.
+
+Each entry is a list of overrides on :data:`TINY`. Options that only preset another one (resnet20 on resnet_cifar) need none.
+"""
+
+# a run of a few steps on random data, checkpoints in the middle of epochs
+TINY = [
+    "hardware=cpu",
+    "hardware.threads=1",
+    "dataset.fake=true",
+    "trainer.max_epochs=2",
+    "trainer.limit_train_batches=6",
+    "trainer.limit_val_batches=2",
+    "trainer.limit_test_batches=2",
+    "trainer.log_every_n_steps=2",
+    "callbacks=[checkpoints,rng,nonfinite]",
+    "callbacks.checkpoints.every_n_steps=2",
+]
+
+IMAGES = ["dataset.batch_size=8", "dataset.limit=160"]
+TEXT = ["dataset.batch_size=4", "dataset.seq_len=12", "dataset.limit=800"]
+
+DATASETS: dict[str, list[str]] = {
+    "digits": IMAGES,
+    "mnist": IMAGES,
+    "fashion_mnist": IMAGES,
+    "cifar10": IMAGES,
+    "cifar100": IMAGES,
+    "svhn": IMAGES,
+    "imagenet": [*IMAGES, "dataset.image_size=32", "dataset.workers=0"],
+    "pydocs_char": TEXT,
+    "pydocs_word": TEXT,
+    "ptb_char": TEXT,
+    "ptb_word": TEXT,
+}
+
+MODELS: dict[str, list[str]] = {
+    "mlp": ["model.hidden=[16]"],
+    "small_cnn": ["model.widths=[4,8]", "model.convs=[1,1]"],
+    "resnet_cifar": ["model.depth=8", "model.width=4"],
+    "wide_resnet": ["model.depth=10", "model.widen=1"],
+    "vgg_cifar": ["model.depth=11", "model.width=4"],
+    "densenet_cifar": ["model.depth=10", "model.growth=4"],
+    "timm": ["model.name=test_resnet"],
+    "lstm_lm": ["model.width=12"],
+    "transformer_lm": ["model.width=16", "model.layers=1", "model.heads=2"],
+}
+
+METHODS: dict[str, list[str]] = {
+    "supervised": [],
+    "linear_probe": ["method.normalize=true"],
+    "finetune": ["method.layer_decay=0.5", "method.frozen_epochs=1"],
+}
+
+SPARSITIES: dict[str, list[str]] = {
+    "none": [],
+    "magnitude": ["sparsity.updates=2", "sparsity.end=0.5", "sparsity.density=0.5"],
+}
+
+OPTIMIZERS: dict[str, list[str]] = {
+    "sgd": [],
+    "adam": [],
+    "adamw": [],
+    "rmsprop": ["optimizer.lr=0.001"],
+    "by_name": ["optimizer.name=lamb"],
+}
+
+SCHEDULERS: dict[str, list[str]] = {
+    "constant": ["scheduler.warmup=3 steps"],
+    "cosine": [],
+    "linear": [],
+    "multistep": [],
+    "one_cycle": [],
+    "plateau": ["scheduler.patience=0"],
+    "polynomial": [],
+}
+
+TABLE = {
+    "dataset": DATASETS,
+    "model": MODELS,
+    "method": METHODS,
+    "sparsity": SPARSITIES,
+    "optimizer": OPTIMIZERS,
+    "scheduler": SCHEDULERS,
+}
+
+
+def base_of(group: str, name: str) -> str:
+    """The option that a preset builds on (its own name when it is none)."""
+    import yaml
+
+    from papermix.run.catalog import CONF
+
+    tree = yaml.safe_load((CONF / group / f"{name}.yaml").read_text()) or {}
+    bases = [d for d in tree.get("defaults", []) if isinstance(d, str) and d != "_self_"]
+    return base_of(group, bases[0]) if bases else name
+
+
+def smallest(**chosen: str) -> list[str]:
+    """Overrides of the smallest run with these options (``model="mlp"``); what is not named is as small as it gets."""
+    from papermix.run.catalog import options
+
+    if "dataset" not in chosen:
+        chosen["dataset"] = "pydocs_char" if "tokens" in options("model")[chosen.get("model", "mlp")].needs else "digits"
+    if "model" not in chosen:
+        chosen["model"] = "lstm_lm" if "tokens" in options("dataset")[chosen["dataset"]].gives else "mlp"
+    overrides = list(TINY)
+    for group, name in chosen.items():
+        overrides += [f"{group}={name}", *TABLE[group][name]]
+    return overrides

@@ -1,0 +1,84 @@
+"""Every dataset x model x method x sparsity: what the mix check allows takes a training step; what it forbids says why."""
+
+import itertools
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, open_dict
+
+from papermix.errors import UserError
+from papermix.run.catalog import options
+from papermix.run.check import check_mix, resolved
+from papermix.run.compose import compose
+from papermix.run.stage import build, build_callbacks, build_method, without_parts
+from tests.settings import DATASETS, METHODS, MODELS, SPARSITIES, TINY, smallest
+
+
+@cache
+def _composed(group: str, name: str) -> DictConfig:
+    """A config with this option, composed once; others take its node from it."""
+    table = {"dataset": DATASETS, "model": MODELS, "method": METHODS, "sparsity": SPARSITIES}[group]
+    overrides = smallest() if group in ("method", "sparsity") else smallest(**{group: name})
+    return compose([*overrides, f"{group}={name}", *table[name]])
+
+
+def _pairs() -> Iterator[tuple[str, str, str, str]]:
+    yield from itertools.product(DATASETS, MODELS, METHODS, SPARSITIES)
+
+
+def _allowed(dataset: str, model: str, method: str, sparsity: str) -> bool:
+    chosen = [options("dataset")[dataset], options("model")[model], options("method")[method], options("sparsity")[sparsity]]
+    gives = frozenset().union(*(o.gives for o in chosen))
+    return all(o.needs <= gives for o in chosen)
+
+
+def _mixed(dataset: str, model: str, method: str, sparsity: str) -> DictConfig:
+    cfg = _composed("dataset", dataset).copy()
+    with open_dict(cfg):
+        for group, name in (("model", model), ("method", method), ("sparsity", sparsity)):
+            cfg[group] = _composed(group, name)[group]
+        cfg.callbacks = {}
+    return cfg
+
+
+def test_forbidden_mixes_say_what_is_missing() -> None:
+    forbidden = [pair for pair in _pairs() if not _allowed(*pair)]
+    assert forbidden
+    for pair in forbidden:
+        with pytest.raises(UserError, match=r"needs '\w+', which nothing in this mix gives; (choose one that gives it: \w+=|no option)"):
+            check_mix(_mixed(*pair))
+
+
+@pytest.mark.parametrize("dataset", list(DATASETS))
+def test_allowed_mixes_take_a_step(dataset: str) -> None:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    allowed = [pair for pair in _pairs() if pair[0] == dataset and _allowed(*pair)]
+    assert allowed
+    for pair in allowed:
+        cfg = _mixed(*pair)
+        check_mix(cfg)
+        config = resolved(cfg)
+        method = build_method(config)
+        datamodule = build(without_parts(config, "dataset"))
+        before = {k: v.clone() for k, v in method.state_dict().items()}
+        trainer = pl.Trainer(
+            barebones=True, accelerator="cpu", max_steps=1, limit_val_batches=0, callbacks=build_callbacks(config), use_distributed_sampler=False
+        )
+        trainer.fit(method, datamodule=datamodule)
+        after = method.state_dict()
+        assert trainer.global_step == 1, pair
+        assert any(k in after and not torch.equal(v, after[k]) for k, v in before.items()), f"{pair}: no weight moved"
+        assert all(torch.isfinite(v).all() for v in after.values()), pair
+
+
+def test_every_preset_is_its_base(tmp_path: Path) -> None:
+    """Presets (resnet20 ...) are the same code as the option they build on, so the base stands for them above."""
+    for name in options("model"):
+        assert compose(["model=" + name, *(["dataset=pydocs_char"] if "tokens" in options("model")[name].needs else [])]).model._target_
+    assert TINY
