@@ -40,6 +40,7 @@ class EMA(Callback):
         self._step = 0
         self._pairs: tuple[list[Tensor], list[Tensor]] = ([], [])
         self._own: list[Tensor] = []
+        self._half = False
 
     def _attach(self, pl_module: pl.LightningModule) -> None:
         """Pair every averaged parameter with its average, on the parameter's device."""
@@ -56,6 +57,7 @@ class EMA(Callback):
             average[name] = kept.to(device=parameter.device, dtype=dtype, copy=True)
         self.average = average
         self._pairs = ([p.detach() for p in parameters.values()], list(average.values()))
+        self._half = any(w.dtype != a.dtype for w, a in zip(*self._pairs))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start from the weights as they are, or from the checkpoint."""
@@ -74,8 +76,9 @@ class EMA(Callback):
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
         weights, average = self._pairs
-        now = [w.float() if w.dtype != a.dtype else w for w, a in zip(weights, average)]
-        torch._foreach_lerp_(average, now, 1 - decay**self.every)
+        if self._half:
+            weights = [w.to(a.dtype) for w, a in zip(weights, average)]
+        torch._foreach_lerp_(average, weights, 1 - decay**self.every)
 
     @contextlib.contextmanager
     def averaged(self, pl_module: pl.LightningModule) -> Iterator[None]:

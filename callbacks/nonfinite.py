@@ -1,6 +1,7 @@
 """Stops a run whose loss is no longer a number, before the optimizer spoils the weights, and says where it began."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,7 +42,7 @@ class NonFinite(Callback):
             self._pending = torch.empty((), dtype=loss.dtype, pin_memory=True).copy_(self._sum, non_blocking=True)
             self._event = torch.cuda.Event()
             self._event.record()
-        elif not torch.isfinite(loss).item():
+        elif not math.isfinite(loss.item()):
             self._stop(trainer, pl_module, loss)
 
     def on_before_optimizer_step(
@@ -51,11 +52,11 @@ class NonFinite(Callback):
         if self._pending is not None:
             self._event.synchronize()
             loss, self._pending, self._sum = self._pending, None, None
-            if not torch.isfinite(loss).item():
+            if not math.isfinite(loss.item()):
                 self._stop(trainer, pl_module, loss)
         elif not self._seen:
             gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            if gradients and not torch.isfinite(torch.nn.utils.get_total_norm(gradients)).item():
+            if gradients and not math.isfinite(torch.nn.utils.get_total_norm(gradients).item()):
                 self._stop(trainer, pl_module, None)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -36,7 +36,7 @@ class Progress(Callback, pl.callbacks.ProgressBar):
         self._validation: dict[str, float] = {}
         self._began = self._rate_at = 0.0
         self._first = self._rate_batch = 0
-        self._rate = 0.0
+        self._rate = self._paused = self._pause_began = 0.0
         self._place = ""
 
     def disable(self) -> None:
@@ -94,8 +94,13 @@ class Progress(Callback, pl.callbacks.ProgressBar):
             total = batches[dataloader_idx] if isinstance(batches, list) else batches
             self._show(trainer, pl_module, now, "validation", batch_idx + 1, total)
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A validation is no part of the speed."""
+        self._pause_began = time.monotonic()
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the metrics; they are shown until the next validation."""
+        self._paused += time.monotonic() - self._pause_began
         if not trainer.sanity_checking and self._enabled:
             metrics = trainer.callback_metrics.items()
             self._validation = {name: float(value) for name, value in metrics if name.startswith("val/")}
@@ -128,12 +133,10 @@ class Progress(Callback, pl.callbacks.ProgressBar):
 
     def _show(self, trainer: pl.Trainer, pl_module: Any, now: float, stage: str, batch: int, batches: float) -> None:
         seen = trainer.fit_loop.total_batch_idx + 1
-        if stage == "train" and seen > self._rate_batch:
-            if now - self._rate_at >= 0.5 or not self._rate:
-                self._rate = (seen - self._rate_batch) / max(now - self._rate_at, 1e-9)
-                self._rate_at, self._rate_batch = now, seen
-        else:
-            self._rate_at, self._rate_batch = now, seen  # a validation is no part of the speed
+        training = now - self._rate_at - self._paused
+        if stage == "train" and seen > self._rate_batch and (training >= 0.5 or not self._rate or self._live is None):
+            self._rate = (seen - self._rate_batch) / max(training, 1e-9)
+            self._rate_at, self._rate_batch, self._paused = now, seen, 0.0
         total = self._total(trainer)
         done = seen - self._first
         left = (now - self._began) / done * (total - seen) if done and total < math.inf else math.nan

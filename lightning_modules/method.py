@@ -72,8 +72,8 @@ class Method(pl.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the means since the last line, at every n-th optimizer step."""
-        step = self.global_step
-        if self._count and step % self.trainer.log_every_n_steps == 0 and step != self._logged_at:
+        step, every = self.global_step, self.trainer.log_every_n_steps
+        if every and step % every == 0 and step != self._logged_at:
             self._flush()
 
     def _flush(self) -> None:
@@ -148,6 +148,7 @@ class Method(pl.LightningModule):
         if self.scheduler_factory is None:
             return optimizer
         total = self.trainer.estimated_stepping_batches  # infinite when nothing ends the run: the schedule says so
+        self.trainer.fit_loop.setup_data()  # Lightning may not have looked at the loader yet
         per_epoch = -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
         schedule = self.scheduler_factory(optimizer, total_steps=total, steps_per_epoch=per_epoch)
         self._schedule = schedule

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from difflib import SequenceMatcher
-from os.path import commonprefix
 
 
 class UserError(Exception):
@@ -12,6 +11,10 @@ class UserError(Exception):
 def nearest(name: str, candidates: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the candidate spelled most like ``name``, or an empty string."""
     wanted = name.lower()
-    scored = [(SequenceMatcher(None, c.lower(), wanted).ratio(), len(commonprefix([c.lower(), wanted])), c) for c in dict.fromkeys(candidates)]
+    scored = [(SequenceMatcher(None, c.lower(), wanted).ratio(), _common_start(c.lower(), wanted), c) for c in dict.fromkeys(candidates)]
     best = max(scored, default=(0.0, 0, ""), key=lambda s: s[:2])  # among equals, the one that begins alike
     return f" (did you mean '{best[2]}'?)" if best[0] >= 0.5 else ""
+
+
+def _common_start(a: str, b: str) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))

@@ -24,8 +24,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, help="folder with runs (default: outputs)")
-    parser.add_argument("--where", nargs="+", default=[], action="extend", metavar="KEY=VALUE",
-                        help="only runs with this option, tag, or config value; patterns (resnet*) and lists (1,2) work")  # fmt: skip
+    what = "only runs with this option, tag, or config value; patterns (resnet*) and lists (1,2) work"
+    parser.add_argument("--where", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help=what)
     parser.add_argument("--metric", help="compare by this metric or number of result.json (default: the monitored one)")
     return parser.parse_args(arguments)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from papermix.run.catalog import CONF
 from papermix.run.explain import explain, is_expected
+from papermix.run.launch import stop_signal
 from papermix.run.names import register_resolvers
 
 # our sweepers are ordinary Hydra plugins that need no installation
@@ -62,4 +63,5 @@ def main() -> None:
             traceback.print_exception(error)
         hint = "" if is_expected(error) else "\n(debug=true shows the stack trace)"
         print(f"error: {explain(error, overrides)}{hint}", file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", 1))
+        number = stop_signal(error)
+        sys.exit(1 if number is None else 128 + number)

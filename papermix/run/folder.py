@@ -77,7 +77,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"another run is working in {folder}: wait for it, stop it, or choose another folder with hydra.run.dir=DIR.") from None
+            raise UserError(f"another run is working in {folder}: wait for it, stop it, or choose another folder with hydra.run.dir=DIR (hydra.sweep.dir=DIR in a sweep).") from None
         try:
             yield
         finally:
@@ -91,7 +91,7 @@ def _flat(node: Any, path: str = "") -> dict[str, Any]:
 
 
 def adopt(folder: Path, config: dict[str, Any]) -> None:
-    """Freeze the config in a new folder, or see that the folder holds the same one.
+    """Freeze the config in a new folder, or see that the folder holds the same one (volatile keys and the place may differ).
 
     Raises UserError that names the first key that differs: a different config never writes into a run.
     """
@@ -108,6 +108,7 @@ def adopt(folder: Path, config: dict[str, Any]) -> None:
                 f"{folder} holds a run with another config ({key}={there.get(key)!r} there, {here.get(key)!r} here): "
                 f"choose another folder with hydra.run.dir=DIR, or continue that run with resume={folder}."
             )
+    write_config(folder, config)
 
 
 def _portable(node: Any, config: dict[str, Any]) -> Any:

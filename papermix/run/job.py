@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from papermix.errors import UserError
 from papermix.run import folder
@@ -28,10 +28,13 @@ def run(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> dict[str, Any]:
         What ``result.json`` holds. A finished run returns its stored result at once.
     """
     run_dir = run_dir.absolute()
+    stages: Any
     if cfg.resume:
         stages = _frozen_stages(Path(cfg.resume), overrides)
     else:
-        stages = cfg.get("_stages_") or freeze(cfg, overrides, run_dir)
+        # a sweep has frozen the stages of all its runs before the first one started
+        frozen = cfg.get("_stages_")
+        stages = OmegaConf.to_container(frozen) if frozen else freeze(cfg, overrides, run_dir)
     folder.make(run_dir)
     with folder.locked(run_dir):
         single = list(stages) == ["main"]

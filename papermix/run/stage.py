@@ -17,6 +17,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
+from callbacks.pruning import Pruned, Pruning
 from papermix import __version__
 from papermix.errors import UserError
 from papermix.run import folder
@@ -100,6 +101,8 @@ def build_callbacks(config: dict[str, Any]) -> list[pl.Callback]:
         from callbacks.sparsity import SparsityDriver
 
         callbacks.append(SparsityDriver(build(config["sparsity"])))
+    if config["sweep_trial"]:
+        callbacks.append(Pruning(**config["sweep_trial"]))
     callbacks += [build(node) for node in (config["callbacks"] or {}).values() if node and node.get("_target_")]
     return callbacks
 
@@ -161,10 +164,13 @@ def run_stage(place: Path) -> dict[str, Any] | None:
         if last.skipped:
             print(f"note: {last.skipped}", file=sys.stderr)
         print(f"continuing after step {last.step} ({last.path.name})", flush=True)
-    trainer.fit(method, datamodule=datamodule, ckpt_path=str(last.path) if last else None, weights_only=True)
-    if getattr(trainer, "preempted", False):
-        raise UserError(f"stopped by a signal after step {trainer.global_step}, checkpoint saved: the same command continues.")
-    if config["test"] != "none":
+    status = "finished"
+    try:
+        trainer.fit(method, datamodule=datamodule, ckpt_path=str(last.path) if last else None, weights_only=True)
+    except Pruned as pruned:
+        print(pruned)
+        status = "pruned"
+    if config["test"] != "none" and status == "finished":
         if config["test"] == "best":
             best = next(c for c in callbacks if isinstance(c, pl.callbacks.Checkpoint)).best_model_path
             if best:
@@ -172,7 +178,7 @@ def run_stage(place: Path) -> dict[str, Any] | None:
         trainer.test(method, datamodule=datamodule, verbose=False)
     if not trainer.is_global_zero:
         return None
-    result = measure(config, place, method, datamodule, trainer) | {"metrics": method.latest, "wall_seconds": clock.seconds()}
+    result = measure(config, place, method, datamodule, trainer) | {"metrics": method.latest, "wall_seconds": clock.seconds(), "status": status}
     folder.write_json(place / RESULT, result)
     return result
 
@@ -279,5 +285,6 @@ def quiet() -> None:
         ".*Checkpoint directory.*",
         ".*weights_only.*",
         ".*configured for CUDA.*",
+        ".*sync_dist=True.*",
     ):
         warnings.filterwarnings("ignore", pattern)

@@ -3,12 +3,10 @@
 import sys
 from pathlib import Path
 
-from papermix.run.explain import explain
-from papermix.run.stage import run_stage
+from papermix.run.launch import as_rank
 
 if __name__ == "__main__":
-    try:
+    with as_rank(Path(sys.argv[1])):
+        from papermix.run.stage import run_stage
+
         run_stage(Path(sys.argv[1]))
-    except Exception as error:
-        print(explain(error), file=sys.stderr)
-        raise

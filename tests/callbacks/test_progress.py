@@ -75,3 +75,28 @@ def test_other_processes_are_silent(tmp_path: Path, capsys: pytest.CaptureFixtur
     bar.disable()
     fit(Small(), trainer(tmp_path, [bar], enable_progress_bar=True))
     assert capsys.readouterr().out == ""
+
+
+def test_speed_leaves_validations_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that moves 2 s in every training step and 100 s in every validation step."""
+    now = [0.0]
+    monkeypatch.setattr("callbacks.progress.time.monotonic", lambda: now[0])
+
+    class Slow(Small):
+        def training_step(self, batch, batch_idx):
+            now[0] += 2
+            return super().training_step(batch, batch_idx)
+
+        def validation_step(self, batch, batch_idx) -> None:
+            now[0] += 100
+            super().validation_step(batch, batch_idx)
+
+    fit(Slow(), trainer(tmp_path, [Progress(line_every=1e9)], enable_progress_bar=True))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[-2:] for line in lines] == [
+        ["0.5 it/s", "10:24 left"],
+        ["0.5 it/s", "5:12 left"],
+        ["0.5 it/s", "0:00 left"],
+    ]

@@ -98,10 +98,16 @@ class Killed(BaseException):
 
 def trainer(folder, callbacks=(), loggers=(), **keys) -> pl.Trainer:
     """A Trainer of three epochs (six batches each) on the CPU without Lightning's own extras."""
-    keys = {"max_epochs": 3, "log_every_n_steps": 2, "num_sanity_val_steps": 0, "enable_progress_bar": False, **keys}
+    keys = {
+        "devices": 1,
+        "max_epochs": 3,
+        "log_every_n_steps": 2,
+        "num_sanity_val_steps": 0,
+        "enable_progress_bar": False,
+        **keys,
+    }
     return pl.Trainer(
         accelerator="cpu",
-        devices=1,
         default_root_dir=folder,
         callbacks=list(callbacks),
         logger=list(loggers) or False,

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from papermix.run.launch import stop_signal
 from papermix.run.sweep import Job, Table, best_first, row
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -239,7 +238,8 @@ def test_a_killed_search_goes_on_as_if_it_had_not_been(app: App, tmp_path_factor
             raise UserError("diverged.")
     """
     app.body(kill)
-    assert app.run(*SEARCH, "hydra.sweeper.n_trials=6").code == -signal.SIGKILL
+    assert app.run(*SEARCH, "hydra.sweeper.n_trials=5").code == -signal.SIGKILL
+    # more trials are still the same study
     app.run(*SEARCH, "hydra.sweeper.n_trials=6")
     whole = App(tmp_path_factory.mktemp("whole"))
     (whole.place / "killed").touch()
@@ -254,9 +254,6 @@ def test_a_killed_search_goes_on_as_if_it_had_not_been(app: App, tmp_path_factor
     assert first["best"][0]["command"].startswith("python train.py ")
     (place,) = (app.place / "outputs" / "sweeps").iterdir()
     assert (place / "history.png").read_bytes().startswith(b"\x89PNG")
-    # more trials of the same study
-    app.run(*SEARCH, "hydra.sweeper.n_trials=7")
-    assert len(app.table()["runs"]) == 7
 
 
 def test_search_settings_are_checked_before_a_trial_runs(app: App) -> None:
@@ -370,7 +367,6 @@ def test_frozen_loader_travels_without_what_it_need_not_have(tmp_path: Path) -> 
     first.a = 2
     assert other.load_sweep_config(None, ["a=1"]).a == 1
     assert copy.deepcopy(loader.inner.repository) is loader.inner.repository
-    assert stop_signal(KeyboardInterrupt()) == signal.SIGINT
 
 
 def test_spaces_are_read_from_sweep_overrides() -> None:
@@ -389,7 +385,7 @@ def test_spaces_are_read_from_sweep_overrides() -> None:
     width = read("width=range(16,65,16)")
     assert (width.low, width.high, width.step) == (16, 64, 16)
     assert read("model=a,b").choices == ("a", "b")
-    assert read("flag=true,false").choices == ("true", "false") or read("flag=true,false").choices == ("True", "False")
+    assert read("flag=true,false").choices == ("True", "False")
     assert search.corners({"a": lr, "m": read("m=x,y")}) == [["a=0.001", "m=x"], ["a=1.0", "m=x"], ["a=0.001", "m=y"]]
     assert search.grid_size({"w": width, "m": read("m=x,y")}) == 8
     assert [search.as_text(v) for v in (0.0123456789, 3.0, 1e-7, 4, "x")] == ["0.0123457", "3.0", "1e-07", "4", "x"]

@@ -105,9 +105,9 @@ def catalog(papers: dict[str, Paper]) -> str:
                 parts.append(published_table(paper))
     parts.append("## What mixes with what")
     parts.append(
-        "The methods that go with a dataset and a model. An option states in its config what it `_gives_` and `_needs_`; a mix is "
-        "possible when every need is given, and is checked before anything runs. Optimizers, schedules and sparsities go with all of "
-        "them unless their tables below say otherwise."
+        "The methods that go with a dataset and a model. An option states in its config what it `_gives_` and `_needs_`; a mix "
+        "is possible when every need is given, and is checked before anything runs. Optimizers, schedules and sparsities go with "
+        "all of them unless their tables below say otherwise."
     )
     parts.append(table(*mix_table()))
     parts.append(

@@ -8,9 +8,9 @@ from papermix.errors import UserError
 from papermix.run.catalog import CONF
 from papermix.run.folder import read_json, write_json
 from papermix.run.reporting.blocks import put, table
-from papermix.run.reporting.claims import RULE
 from papermix.run.reporting.inequality import inequality
 from papermix.run.reporting.pictures import BLUE, GREY, RED, figure
+from papermix.run.reporting.verdict import CONFIRMED, OPEN, REFUTED, RULE
 from papermix.run.result import duration, metric_text
 
 ROOT = CONF.parent
@@ -27,7 +27,7 @@ def keep(found: dict[str, Any], root: Path = ROOT) -> list[Path]:
 
 
 def results_page(root: Path = ROOT) -> str:
-    """``docs/RESULTS.md`` with its block on claims made anew from ``docs/claims/*.json``. Raises UserError for an unreadable one."""
+    """``docs/RESULTS.md`` its block on claims made anew from ``docs/claims/*.json``. Raises UserError for a bad one."""
     page = root / "docs" / "RESULTS.md"
     text = page.read_text(encoding="utf-8") if page.exists() else "# Results\n"
     parts = ["## Claims", f"Made by `python scripts/claims.py`. {RULE}"]
@@ -80,7 +80,7 @@ def text(measure: str, value: float | None) -> str:
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """Draw each arm's seeds as dots with their mean and the edges expected of it, beside each expectation's slack and interval."""
+    """Draw each arm's seeds, their mean and the edges expected of it, beside each expectation's slack and interval."""
     arms, expected, measure = found["arms"], found["expect"], found["measure"]
     means = {name: arm["mean"] for name, arm in arms.items() if arm["mean"] is not None}
     made, (left, right) = figure(9.6, 3.6, 2)
@@ -105,7 +105,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
     left.legend(fontsize=7, frameon=False)
     left.grid(visible=False, axis="x")
 
-    colours = {"confirmed": "#2a8c55", "not confirmed": RED, "inconclusive": GREY}
+    colours = {CONFIRMED: "#2a8c55", REFUTED: RED, OPEN: GREY}
     for i, e in enumerate(expected):
         if e["slack"] is not None:
             right.errorbar(

@@ -32,8 +32,9 @@ def matrix() -> list[tuple[list[Option], list[Option], list[str]]]:
 def words() -> list[tuple[str, list[str], list[str], list[str]]]:
     """(capability, options that give it, that need it, that clash with it), options as ``group=name``."""
     every = [o for group in MIXED for o in options(group).values()]
+
+    def having(word: str, kind: str) -> list[str]:
+        return [f"{o.group}={o.name}" for o in every if word in getattr(o, kind)]
+
     names = sorted({w for o in every for w in (*o.gives, *o.needs, *o.clashes)})
-    return [
-        (w, *([f"{o.group}={o.name}" for o in every if w in getattr(o, kind)] for kind in ("gives", "needs", "clashes")))
-        for w in names
-    ]  # type: ignore[return-value]
+    return [(w, having(w, "gives"), having(w, "needs"), having(w, "clashes")) for w in names]

@@ -87,7 +87,7 @@ def read_paper(path: Path) -> Paper:
                 f"{at}: an accuracy is a fraction here, so write {number['value'] / 100:g} instead of {number['value']:g}."
             )
         overrides = tuple(str(o) for o in number.get("with", ()))
-        published.append(Published(*(number[k] for k in ("metric", "data", "model", "value", "table")), overrides))
+        published.append(Published(**{k: v for k, v in number.items() if k != "with"}, overrides=overrides))
     authors = tuple(str(a) for a in tree["authors"])
     if not authors:
         raise UserError(f"{where}: authors is empty: name at least one.")

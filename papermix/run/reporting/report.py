@@ -214,7 +214,7 @@ def slug(text: str) -> str:
 
 
 def as_csv(found: Sequence[Section]) -> str:
-    """All groups as CSV, numbers as they are; values and folders of the seeds are separated by spaces and line by line in order."""
+    """All groups as CSV, numbers as they are; seeds and their values separated by spaces, their folders by lines."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     costs = ["parameters", "density", "flops", "effective_flops", "wall_seconds", "peak_memory_bytes"]

@@ -251,7 +251,7 @@ Curve = tuple[list[int], list[float]]
 
 
 def curves(path: Path) -> dict[str, Curve]:
-    """``name -> (steps, values)`` of a ``metrics.csv`` (``step,epoch,name,value``). Raises OSError, or ValueError for a bad line."""
+    """``name -> (steps, values)`` of a ``metrics.csv`` (``step,epoch,name,value``). Raises OSError, ValueError for a bad line."""
     series: dict[str, Curve] = defaultdict(lambda: ([], []))
     with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
