@@ -81,7 +81,8 @@ def draw(series: Series, path: str | Path) -> None:
             axis.plot(steps, values, color=colour, linewidth=1.4, marker="o" if few else None, markersize=3, label=label)
         positive = [v for n in names for v in series[n][1] if v > 0]
         everything = [v for n in names for v in series[n][1]]
-        if len(positive) == len(everything) and max(positive) > 30 * min(positive):
+        wide = len(positive) == len(everything) and max(positive) > 30 * min(positive)
+        if wide and any(word in title for word in ("loss", "perplexity", "norm")):
             axis.set_yscale("log")
         axis.set_title(title, fontsize=10, loc="left")
         axis.set_xlabel("optimizer steps", fontsize=8)

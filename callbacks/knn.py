@@ -84,7 +84,7 @@ class KNN(Callback):
             labels.append(batch["label"].to(pl_module.device))
         return torch.cat(found), torch.cat(labels)
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Evaluate, if it is the turn of this validation."""
         if trainer.sanity_checking:
             return
@@ -100,7 +100,7 @@ class KNN(Callback):
         counts = torch.stack([(predicted == truth).sum(), torch.tensor(len(truth), device=truth.device)]).double()
         if trainer.world_size > 1:
             torch.distributed.all_reduce(counts)
-        pl_module.log("val/knn_accuracy", (counts[0] / counts[1]).float())
+        pl_module.publish({"val/knn_accuracy": (counts[0] / counts[1]).item()})
 
     def state_dict(self) -> dict[str, Any]:
         """The number of validations so far."""

@@ -49,12 +49,18 @@ class Throughput(Callback):
     """Logs ``samples_per_second`` (and ``tokens_per_second`` where batches hold tokens) since the last log step, over all
     processes.
 
-    The time of validations and of checkpoints is left out; the wait for data is not.
+    Left out are checkpoints, and everything from the start of a validation to the next batch; the wait for data is not.
     """
 
     def __init__(self) -> None:
         self._samples = self._tokens = 0
-        self._since = self._paused = self._pause_began = self._saving = 0.0
+        self._since = self._left_out = 0.0
+        self._pause: tuple[float, float] | None = None
+
+    @staticmethod
+    def _clocks(trainer: pl.Trainer) -> tuple[float, float]:
+        """The time, and the time spent on checkpoints so far."""
+        return time.perf_counter(), getattr(trainer.checkpoint_callback, "seconds", 0.0)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
@@ -62,16 +68,20 @@ class Throughput(Callback):
 
     def _restart(self, trainer: pl.Trainer) -> None:
         self._samples = self._tokens = 0
-        self._since, self._paused = time.perf_counter(), 0.0
-        self._saving = getattr(trainer.checkpoint_callback, "seconds", 0.0)
+        now, saving = self._clocks(trainer)
+        self._since = now - saving
+        self._left_out = 0.0
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note when a pause begins."""
-        self._pause_began = time.perf_counter()
+        """A pause begins."""
+        self._pause = self._clocks(trainer)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note how long it was."""
-        self._paused += time.perf_counter() - self._pause_began
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        """A pause ends; checkpoints within it are not counted twice."""
+        if self._pause is not None:
+            now, saving = self._clocks(trainer)
+            self._left_out += (now - saving) - (self._pause[0] - self._pause[1])
+            self._pause = None
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -84,8 +94,8 @@ class Throughput(Callback):
         self._tokens += 0 if tokens is None else tokens.numel()
         if trainer.fit_loop._should_accumulate() or trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
-        saving = getattr(trainer.checkpoint_callback, "seconds", 0.0) - self._saving
-        seconds = time.perf_counter() - self._since - self._paused - saving
+        now, saving = self._clocks(trainer)
+        seconds = now - saving - self._since - self._left_out
         if seconds > 0 and self._samples and trainer.loggers:
             rates = {"samples_per_second": self._samples * trainer.world_size / seconds}
             if self._tokens:

@@ -37,7 +37,6 @@ class Progress(Callback, pl.callbacks.ProgressBar):
         self._began = self._rate_at = 0.0
         self._first = self._rate_batch = 0
         self._rate = self._paused = self._pause_began = 0.0
-        self._place = ""
 
     def disable(self) -> None:
         """Show nothing (processes other than the first)."""

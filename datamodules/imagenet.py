@@ -158,10 +158,10 @@ class ImageFolders(ImageData):
         wanted = self.val_labels or f"{val.parent}/val_labels.txt"
         raise UserError(f"{val} has no class folders and {wanted} is missing: write a line 'file class' for each image there")
 
-    def image_loader(self, split: str, tensors: Batch, **settings: Any) -> WorkerLoader:
+    def image_loader(self, split: str, tensors: Batch, train: bool, **settings: Any) -> WorkerLoader:
         from torchvision.transforms import v2
 
-        if split == "train":
+        if train:
             geometry: list[Any] = [v2.RandomResizedCrop(self.image_size, self.crop_scale)]
         else:
             geometry = [v2.Resize(self.resize), v2.CenterCrop(self.image_size)]

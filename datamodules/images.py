@@ -92,8 +92,12 @@ class ImageData(DataModule):
         """Read the official training and test parts; return for each its labels and its place, for messages."""
         raise NotImplementedError
 
-    def image_loader(self, split: str, tensors: Batch, **settings: Any) -> IndexLoader:
-        """Return the loader of the examples ``self.rows[split]`` when ``tensors`` holds their labels but not their images."""
+    def image_loader(self, split: str, tensors: Batch, train: bool, **settings: Any) -> IndexLoader:
+        """Return the loader of the examples ``self.rows[split]`` when ``tensors`` holds their labels but not their images.
+
+        Args:
+            train: whether the images are for training, cropped at random.
+        """
         raise NotImplementedError
 
     def load(self) -> None:
@@ -153,10 +157,17 @@ class ImageData(DataModule):
                 f"allows 0 to {self.num_classes - 1}: raise it to at least {int(labels.max()) + 1}"
             )
 
-    def loader(self, split: str) -> IndexLoader | None:
+    def eval_dataloader(self, split: str) -> IndexLoader:
+        """Return a loader of a split in its own order and without augmentation: the training images too, to be looked at."""
+        loader = self.loader(split, evaluate=True)
+        if loader is None:
+            raise UserError(f"there is no {split} split to evaluate: set dataset.val_fraction above 0")
+        return loader
+
+    def loader(self, split: str, evaluate: bool = False) -> IndexLoader | None:
         if split not in self.tensors:
             return None
-        train = split == "train"
+        train = split == "train" and not evaluate
         share = self.batch_size // self.world
         if train and self.world > 1 and share % 2 and (self.augment.mixup or self.augment.cutmix):
             raise UserError(
@@ -178,7 +189,7 @@ class ImageData(DataModule):
         tensors = self.tensors[split]
         if "image" in tensors:
             return TensorLoader(tensors, **settings)
-        return self.image_loader(split, tensors, **settings)
+        return self.image_loader(split, tensors, train, **settings)
 
 
 @dataclass(frozen=True)

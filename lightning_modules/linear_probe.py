@@ -9,17 +9,17 @@ from lightning_modules.method import Method
 from papermix.errors import UserError
 
 
-def classifier_of(model: nn.Module, who: str) -> nn.Module:
+def classifier_of(model: Any, who: str) -> nn.Module:
     """The model's classifier. Raises UserError, in the name of ``who``, when it has none."""
     if not hasattr(model, "get_classifier") or not isinstance(model.get_classifier(), nn.Module):
         raise UserError(f"method={who} needs a model with a classifier (timm's get_classifier), which {type(model).__name__} lacks.")
     return model.get_classifier()
 
 
-def fresh_classifier(model: nn.Module, who: str) -> tuple[str, ...]:
+def fresh_classifier(model: Any, who: str) -> tuple[str, ...]:
     """Give the model a new classifier; returns the name under which it stands, for :attr:`Method.fresh`."""
     classifier_of(model, who)
-    model.reset_classifier(model.num_classes)  # type: ignore[operator]
+    model.reset_classifier(model.num_classes)
     new = classifier_of(model, who)
     return tuple(name for name, module in model.named_modules() if module is new)
 

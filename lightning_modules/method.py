@@ -26,6 +26,8 @@ class Method(pl.LightningModule):
     """
 
     fresh: tuple[str, ...] = ()
+    # models are known by what they can do (timm's interface), not by a type
+    model: Any
 
     def __init__(
         self,
@@ -72,7 +74,7 @@ class Method(pl.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the means since the last line, at every n-th optimizer step."""
-        step, every = self.global_step, self.trainer.log_every_n_steps
+        step, every = self.global_step, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and step % every == 0 and step != self._logged_at:
             self._flush()
 
@@ -82,10 +84,15 @@ class Method(pl.LightningModule):
             if self.trainer.world_size > 1:
                 values = self.trainer.strategy.reduce(values, reduce_op="mean")
             numbers = {f"train/{k}": v for k, v in zip(self._sums, values.tolist())}
-            for logger in self.loggers:
-                logger.log_metrics(numbers, step=self.global_step)
-            self.latest |= numbers
+            self.publish(numbers)
         self._sums, self._count, self._logged_at = {}, 0, self.global_step
+
+    def publish(self, numbers: dict[str, float]) -> None:
+        """Report numbers, the same in all processes: to the loggers, the result, and whatever monitors a metric."""
+        for logger in self.loggers:
+            logger.log_metrics({**numbers, "epoch": self.current_epoch}, step=self.global_step)
+        self.trainer.callback_metrics.update({k: torch.tensor(v) for k, v in numbers.items()})
+        self.latest |= numbers
 
     def on_train_end(self) -> None:
         """Log what the last interval left."""
@@ -112,9 +119,7 @@ class Method(pl.LightningModule):
     def _report(self, split: str) -> dict[str, Tensor]:
         metrics: Any = self.metrics[f"{split}_metrics"]
         values = {f"{split}/{k}": v.float() for k, v in metrics.compute().items()}
-        # every process computes the same synchronised value, so nothing is reduced again
-        self.log_dict(values, sync_dist=False)
-        self.latest |= {k: v.item() for k, v in values.items()}
+        self.publish({k: v.item() for k, v in values.items()})
         metrics.reset()
         return values
 

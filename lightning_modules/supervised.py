@@ -33,7 +33,7 @@ class Supervised(Method):
             return self.model(x)
         state = self._carried.get(split)
         if state is not None:
-            state = self.model.reset(state, batch["fresh"])  # type: ignore[operator]
+            state = self.model.reset(state, batch["fresh"])
         output, state = self.model(x, state)
         self._carried[split] = detach(state)
         return output

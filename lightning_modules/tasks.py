@@ -95,7 +95,7 @@ class Classification(Task):
 
     def metrics(self) -> MetricCollection:
         """``accuracy``, ``loss``, and ``accuracy_top5`` beyond ten classes."""
-        metrics: dict[str, Metric] = {"accuracy": MulticlassAccuracy(self.num_classes, average="micro", validate_args=False), "loss": MeanLoss()}
+        metrics: dict[str, Metric | MetricCollection] = {"accuracy": MulticlassAccuracy(self.num_classes, average="micro", validate_args=False), "loss": MeanLoss()}
         if self.num_classes > 10:
             metrics["accuracy_top5"] = MulticlassAccuracy(self.num_classes, average="micro", top_k=5, validate_args=False)
         return MetricCollection(metrics, compute_groups=False)
@@ -139,7 +139,7 @@ class LanguageModelling(Task):
 
     def metrics(self) -> MetricCollection:
         """``loss`` (nats per token) and ``bits_per_character`` or ``perplexity``."""
-        own: dict[str, Metric] = {"bits_per_character": MeanLoss("bits")} if self.unit == "char" else {"perplexity": MeanLoss("perplexity")}
+        own: dict[str, Metric | MetricCollection] = {"bits_per_character": MeanLoss("bits")} if self.unit == "char" else {"perplexity": MeanLoss("perplexity")}
         return MetricCollection({**own, "loss": MeanLoss()}, compute_groups=False)
 
     def update(self, metrics: MetricCollection, output: Tensor, batch: dict[str, Tensor]) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
+import papermix.run  # noqa: F401  (environment that must be set before torch is loaded)
+
 
 @pytest.fixture(autouse=True)
 def _own_outputs(tmp_path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

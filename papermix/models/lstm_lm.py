@@ -69,7 +69,7 @@ class LSTMLM(nn.Module):
         dropout_out: locked dropout on the last layer's outputs.
         weight_drop: dropout on the hidden-to-hidden weights, one mask per call.
         forget_bias: initial bias of the forget gates (Jozefowicz et al. 2015: 1); null: PyTorch's.
-        init_range: see above; inputs of a larger scale overfit less on small texts.
+        init_range: see above.
 
     Raises:
         UserError: a size below 1, a probability outside [0, 1), dropout between layers where there is one layer.

@@ -40,7 +40,7 @@ def check(cfg: DictConfig) -> None:
     plain = resolved(cfg)
     for key, types in _ROOT_TYPES.items():
         value = plain.get(key)
-        if key in plain and (not isinstance(value, types) or isinstance(value, bool) and bool not in types):
+        if key in plain and (not isinstance(value, types) or (isinstance(value, bool) and bool not in types)):
             words = " or ".join("null" if t is type(None) else t.__name__ for t in types)
             raise UserError(f"{key}={value!r} is not of the right type: it takes {words}.")
     if plain.get("test") not in ("last", "best", "none"):
@@ -74,9 +74,9 @@ def _paths(node: DictConfig | ListConfig | Any, prefix: str = "") -> Iterator[st
     """All dotted keys of a config, unresolved."""
     if isinstance(node, DictConfig) and not node._is_none() and not node._is_interpolation():
         for key in node:
-            path = f"{prefix}{key}"
+            path = f"{prefix}{key!s}"
             yield path
-            if not OmegaConf.is_interpolation(node, key) and not OmegaConf.is_missing(node, key):
+            if not OmegaConf.is_interpolation(node, str(key)) and not OmegaConf.is_missing(node, str(key)):
                 yield from _paths(node[key], f"{path}.")
 
 
@@ -148,7 +148,7 @@ def _entries(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
         if group in ("callbacks", "logger"):
             for name in node:
                 if isinstance(node.get(name), DictConfig):
-                    yield f"{group}.{name}", node[name]
+                    yield f"{group}.{name!s}", node[name]
         else:
             yield f"{group}={choices.get(group, node.get('_target_', group))}", node
 

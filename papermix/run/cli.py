@@ -50,6 +50,8 @@ def main() -> None:
     register_resolvers()
     # a group's option cannot be a bare boolean in Hydra's grammar
     sys.argv[1:] = [{"debug=true": "debug=traceback", "debug=false": "debug=null"}.get(a, a) for a in sys.argv[1:]]
+    # argparse takes -m before the overrides or behind them, but not between them
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda a: a not in ("-m", "--multirun"))
     overrides = sys.argv[1:]
     failures: list[BaseException] = []
     sweeping = "-m" in overrides or "--multirun" in overrides
@@ -58,10 +60,10 @@ def main() -> None:
         hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")(function)()
     except (Exception, KeyboardInterrupt) as error:
         failures.append(error)
-    for error in failures:
+    for failure in failures:
         if "debug=traceback" in overrides or "traceback=true" in overrides:
-            traceback.print_exception(error)
-        hint = "" if is_expected(error) else "\n(debug=true shows the stack trace)"
-        print(f"error: {explain(error, overrides)}{hint}", file=sys.stderr)
-        number = stop_signal(error)
+            traceback.print_exception(failure)
+        hint = "" if is_expected(failure) else "\n(debug=true shows the stack trace)"
+        print(f"error: {explain(failure, overrides)}{hint}", file=sys.stderr)
+        number = stop_signal(failure)
         sys.exit(1 if number is None else 128 + number)

@@ -7,9 +7,13 @@ from pathlib import Path
 
 from papermix.errors import UserError, nearest
 
+_NO_PLACE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR)
+
 
 def is_expected(error: BaseException) -> bool:
     """Whether the sentence says it all (bad input), so that no trace needs to be kept."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, *_NO_PLACE):
+        return True
     return any(isinstance(e, UserError | KeyboardInterrupt) for e in _chain(error)) or type(error).__module__.split(".")[0] in ("hydra", "omegaconf", "antlr4")
 
 
@@ -35,8 +39,8 @@ def explain(error: BaseException, overrides: list[str] | None = None) -> str:
         where = f" ({error.filename})" if error.filename else ""
         if error.errno == errno.ENOSPC:
             return f"the disk is full{where}: free some space, then run the same command again; it continues from the last checkpoint."
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            return f"no permission to write or read{where}: choose another folder with hydra.run.dir=DIR or paths.outputs=DIR."
+        if error.errno in _NO_PLACE:
+            return f"cannot write or read{where}, {error.strerror}: choose another folder with hydra.run.dir=DIR or paths.outputs=DIR."
     text = " ".join(str(error).split())
     if type(error).__name__ == "OutOfMemoryError":
         return f"the device has too little memory: lower dataset.batch_size (and raise trainer.accumulate_grad_batches), or use hardware.precision=bf16-mixed ({text[:120]})."
@@ -71,9 +75,9 @@ def _composition(error: BaseException, overrides: list[str]) -> str:
         shown = next((o for o in overrides if "," in o), "an argument")
         return f"{shown} looks like a sweep: add -m to run each value, or write key=[a,b] for a list."
     if "mismatched input" in text or "token recognition" in text or "no viable alternative" in text or "missing EQUAL" in text or "extraneous input" in text:
-        shown = next((o for o in overrides if "=" not in o and not o.startswith(("-", "~"))), None)
-        if shown:
-            return f"{shown!r} is no override: write key=value{_hint(shown)}."
+        bare = [o for o in overrides if "=" not in o and not o.startswith(("-", "~"))]
+        if bare:
+            return f"{bare[0]!r} is no override: write key=value{_hint(bare[0])}."
         bad = re.search(r"See .*|parsing override '([^']*)'", text)
         return f"{bad[1] if bad and bad[1] else 'an override'!s} cannot be read: quote it, as in 'key=\"a value, with signs\"'."
     first = next((line.strip() for e in reversed(chain) for line in str(e).splitlines() if line.strip()), type(error).__name__)

@@ -84,6 +84,13 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(f, fcntl.LOCK_UN)
 
 
+def leave_nothing(folder: Path) -> None:
+    """Remove a folder, locked by this process, in which nothing has been written."""
+    if [p.name for p in folder.iterdir()] == [".lock"]:
+        (folder / ".lock").unlink()
+        folder.rmdir()
+
+
 def _flat(node: Any, path: str = "") -> dict[str, Any]:
     if isinstance(node, dict) and node:
         return {k: v for key, value in node.items() for k, v in _flat(value, f"{path}.{key}" if path else str(key)).items()}

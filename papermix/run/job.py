@@ -14,6 +14,8 @@ from papermix.run.compose import freeze
 from papermix.run.result import print_result, shown
 
 RESULT = "result.json"
+# how the run was started: its stages in order, the overrides, the option chosen in each group
+ORIGIN = "origin.json"
 
 
 def run(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> dict[str, Any]:
@@ -30,8 +32,9 @@ def run(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> dict[str, Any]:
     run_dir = run_dir.absolute()
     stages: Any
     if cfg.resume:
-        stages = _frozen_stages(Path(cfg.resume), overrides)
+        stages, origin = _frozen(Path(cfg.resume), overrides)
     else:
+        origin = {"overrides": overrides, "choices": choices()}
         # a sweep has frozen the stages of all its runs before the first one started
         frozen = cfg.get("_stages_")
         stages = OmegaConf.to_container(frozen) if frozen else freeze(cfg, overrides, run_dir)
@@ -42,8 +45,7 @@ def run(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> dict[str, Any]:
             place = run_dir if single else run_dir / name
             folder.make(place)
             folder.adopt(place, config)
-        if not single:
-            folder.write_json(run_dir / "stages.json", list(stages))
+        folder.write_json(run_dir / ORIGIN, {"stages": list(stages), **origin})
         done = folder.read_json(run_dir / RESULT)
         if done is not None and done.get("stages_done") == list(stages):
             print(f"finished already: {shown(run_dir)} (delete the folder to run it anew)")
@@ -58,7 +60,7 @@ def run(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> dict[str, Any]:
                 stored = _run_stage(place, folder.read_config(place))
             results[name] = stored
         last = results[list(results)[-1]]
-        result = {**last, "command": command(overrides), "folder": str(run_dir), "stages_done": list(stages)}
+        result = {**last, "command": command(origin["overrides"]), "choices": origin["choices"], "folder": str(run_dir), "stages_done": list(stages)}
         if not single:
             result["stages"] = {name: {k: r[k] for k in ("metrics", "wall_seconds", "parameters", "density")} for name, r in results.items()}
             result["wall_seconds"] = sum(r["wall_seconds"] for r in results.values())
@@ -72,15 +74,25 @@ def command(overrides: list[str]) -> str:
     return " ".join(["python", "train.py", *(f"'{o}'" if any(c in o for c in " ,[]{}()*&$") else o for o in overrides)])
 
 
-def _frozen_stages(run_dir: Path, overrides: list[str]) -> dict[str, dict[str, Any]]:
-    """Configs of a run that is continued with ``resume=``, as they were frozen."""
+def choices() -> dict[str, str]:
+    """The option chosen in each config group, in a Hydra job; nothing outside of one."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return {}
+    return {str(k): v for k, v in HydraConfig.get().runtime.choices.items() if v is not None and not str(k).startswith("hydra/")}
+
+
+def _frozen(run_dir: Path, overrides: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """(configs of the stages, how it was started) of a run that is continued with ``resume=``, as they were frozen."""
     extra = [o for o in overrides if not o.lstrip("+").startswith(("resume=", "traceback=", "debug=traceback", "hydra."))]
     if extra:
         raise UserError(f"resume={run_dir} continues that run as it was frozen: drop {extra[0]!r}, or start another run without resume.")
-    names = folder.read_json(run_dir / "stages.json")
-    if names is None:
-        return {"main": folder.read_config(run_dir)}
-    return {name: folder.read_config(run_dir / name) for name in names}
+    origin = folder.read_json(run_dir / ORIGIN) or {"stages": ["main"], "overrides": [], "choices": {}}
+    names = origin.pop("stages")
+    if names == ["main"]:
+        return {"main": folder.read_config(run_dir)}, origin
+    return {name: folder.read_config(run_dir / name) for name in names}, origin
 
 
 def processes(config: dict[str, Any]) -> int:

@@ -51,7 +51,7 @@ def run_dir(root: DictConfig) -> str:
     if not resume:
         return f"{root.paths.outputs}/{run_name(root)}"
     folder = Path(str(resume))
-    if not (folder / "config.yaml").is_file() and not (folder / "stages.json").is_file():
+    if not (folder / "config.yaml").is_file() and not (folder / "origin.json").is_file():
         beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
         hint = "" if folder.is_dir() else nearest(folder.name, beside)
         raise UserError(f"resume={resume} is not a run folder: it has no config.yaml{hint}.")

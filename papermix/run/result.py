@@ -1,19 +1,9 @@
-"""Results of runs: read them, compare them, print them."""
+"""Results of runs: compare them, print them."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from papermix.run.folder import read_json
-
-
-def load_results(root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """(folder, result) of every finished run below ``root``, in the order of the folders' names; stages stand in their run's."""
-    for path in sorted(root.rglob("result.json")):
-        result = read_json(path)
-        if isinstance(result, dict) and "metrics" in result and "stages_done" in result:
-            yield path.parent, result
 
 
 def score(result: dict[str, Any]) -> tuple[str, float, str] | None:
@@ -79,9 +69,10 @@ def print_table(header: Sequence[str], lines: Sequence[Sequence[str]], title: st
     """Print a table in the terminal."""
     from rich import box
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(*header, title=title or None, box=box.SIMPLE_HEAD, show_header=any(header), title_justify="left")
+    columns = [Column(h, overflow="fold") for h in header]
+    table = Table(*columns, title=title or None, box=box.SIMPLE_HEAD, show_header=any(header), title_justify="left")
     for line in lines:
         table.add_row(*line)
     Console(soft_wrap=True).print(table)

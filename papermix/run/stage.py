@@ -17,7 +17,9 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
+from callbacks.checkpoints import Checkpoints
 from callbacks.pruning import Pruned, Pruning
+from lightning_modules.method import Method
 from papermix import __version__
 from papermix.errors import UserError
 from papermix.run import folder
@@ -83,7 +85,7 @@ def optimizer_factory(config: dict[str, Any]) -> Callable[..., torch.optim.Optim
     return factory
 
 
-def build_method(config: dict[str, Any]) -> pl.LightningModule:
+def build_method(config: dict[str, Any]) -> Method:
     """The method of a config with its model, task, optimizer and schedule; seeded, so twice the same."""
     seed_all(config["seed"])
     model = build(config["model"])
@@ -171,11 +173,8 @@ def run_stage(place: Path) -> dict[str, Any] | None:
         print(pruned)
         status = "pruned"
     if config["test"] != "none" and status == "finished":
-        if config["test"] == "best":
-            best = next(c for c in callbacks if isinstance(c, pl.callbacks.Checkpoint)).best_model_path
-            if best:
-                method.load_state_dict(VerifiedCheckpointIO().load_checkpoint(Path(best))["state_dict"])
-        trainer.test(method, datamodule=datamodule, verbose=False)
+        best = next((c.best_model_path for c in callbacks if isinstance(c, Checkpoints)), None) if config["test"] == "best" else None
+        trainer.test(method, datamodule=datamodule, ckpt_path=best or None, verbose=False)
     if not trainer.is_global_zero:
         return None
     result = measure(config, place, method, datamodule, trainer) | {"metrics": method.latest, "wall_seconds": clock.seconds(), "status": status}
@@ -251,7 +250,7 @@ def find_weights(source: str, place: Path) -> Path:
     raise UserError(f"init_from={source}: neither a stage of this run, nor a run folder, nor a .ckpt file with a readable checkpoint.")
 
 
-def load_weights(method: pl.LightningModule, path: Path) -> None:
+def load_weights(method: Method, path: Path) -> None:
     """Load a checkpoint's model weights; parts of another shape, and those the method starts anew, are left as they are, and said.
 
     Raises UserError when nothing fits at all.

@@ -39,6 +39,7 @@ from papermix.run.compose import freeze
 from papermix.run.explain import explain
 from papermix.run.launch import Stopped, stop_signal, watch_parent
 from papermix.run.names import identity, readable, short_hash
+from papermix.run.reporting.blocks import table as markdown
 from papermix.run.result import duration, metric_text, print_table
 
 _MAX_DEATHS = 2  # a job is given up when its process has died this often
@@ -519,12 +520,6 @@ class Table:
         if self.over_seeds():
             parts += ["## Over seeds", markdown(*self.seed_lines())]
         folder.write_atomic(place / "sweep.md", "\n\n".join(parts) + "\n")
-
-
-def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    body = [header, ["---"] * len(header), *lines]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in body)
 
 
 def command_line(overrides: Sequence[str], *options: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from papermix.run.build import build
 from papermix.run.compose import compose, freeze
@@ -123,24 +123,20 @@ class Recipe:
     Args:
         config: of the run to compare with.
         steps: length of the schedule.
-        model: instead of the config's.
     """
 
-    def __init__(self, config: Config, steps: int, model: nn.Module | None = None):
+    def __init__(self, config: Config, steps: int):
         torch.manual_seed(config["seed"])
         self.device = device_of(config)
-        self.model: Any = (build(config["model"]) if model is None else model).to(self.device)
+        self.model: Any = build(config["model"]).to(self.device)
         self.optimizer: torch.optim.Optimizer = optimizer_factory(config)(self.model)
         make_schedule = build(config["scheduler"])
         self.schedule = make_schedule(self.optimizer, total_steps=steps, steps_per_epoch=steps)
-        self.clip = config["trainer"]["gradient_clip_val"]
 
     def step(self, loss: Tensor) -> None:
         """One update."""
         self.optimizer.zero_grad()
         loss.backward()
-        if self.clip:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         self.optimizer.step()
         self.schedule.step()
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from datamodules import corpora
 from papermix.run.folder import read_json
 from scripts.benchmarks.harness import Check, Options, Report, Timing, Window, each_round, interleave
-from scripts.benchmarks.parts import Config, Recipe, config_of, data_of, device_of, fit, settle, terminal
+from scripts.benchmarks.parts import Config, config_of, data_of, device_of, fit, settle, terminal
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "experiment=foundation/pydocs_char"
@@ -47,7 +47,8 @@ def by_hand(config: Config, steps: int, skip: int) -> Timing:
     sizes, batch, length = config["model"], config["dataset"]["batch_size"], config["dataset"]["seq_len"]
     device = device_of(config)
     model = PlainLSTM(sizes["vocab_size"], sizes["embedding"] or sizes["width"], sizes["width"], sizes["layers"]).to(device)
-    recipe = Recipe(config, steps + skip + 1, model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config["optimizer"]["lr"])
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps + skip + 1)
     text = data_of(config).texts["train"]
     streams = text[: len(text) // batch * batch].view(batch, -1).t().contiguous().to(device)
     chunks = range(0, len(streams) - length, length)
@@ -59,7 +60,12 @@ def by_hand(config: Config, steps: int, skip: int) -> Timing:
         if state is not None:
             state = tuple(s.detach() for s in state)
         logits, state = model(tokens, state)
-        recipe.step(F.cross_entropy(logits.view(-1, logits.shape[-1]), target.reshape(-1)))
+        loss = F.cross_entropy(logits.view(-1, logits.shape[-1]), target.reshape(-1))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config["trainer"]["gradient_clip_val"])
+        optimizer.step()
+        schedule.step()
     return window.timing()
 
 

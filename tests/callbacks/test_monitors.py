@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from callbacks.checkpoints import Checkpoints
 from callbacks.early_stopping import EarlyStopping
 from callbacks.monitors import GradientNorm, LearningRate, Throughput
 from papermix.errors import UserError
@@ -54,9 +55,10 @@ def test_gradient_norm_before_clipping(tmp_path: Path, accumulate: int) -> None:
 
 
 def test_throughput_leaves_pauses_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that moves 2 s in every training step and 100 s in every validation."""
+    """A clock that moves 2 s in a training step, 100 s in a validation step, 1000 s after a validation, 10 s in a checkpoint."""
     now = [0.0]
     monkeypatch.setattr("callbacks.monitors.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("callbacks.checkpoints.time.monotonic", lambda: now[0])
 
     class Slow(Small):
         def training_step(self, batch, batch_idx):
@@ -67,7 +69,14 @@ def test_throughput_leaves_pauses_out(tmp_path: Path, monkeypatch: pytest.Monkey
             now[0] += 100
             super().validation_step(batch, batch_idx)
 
-    fit(Slow(), trainer(tmp_path, [Throughput()], [csv(str(tmp_path))], val_check_interval=3))
+        def on_validation_end(self) -> None:
+            now[0] += 1000
+
+        def on_save_checkpoint(self, checkpoint) -> None:
+            now[0] += 10
+
+    callbacks = [Throughput(), Checkpoints(str(tmp_path), every_n_steps=1)]
+    fit(Slow(), trainer(tmp_path, callbacks, [csv(str(tmp_path))], val_check_interval=3))
     rates = logged(tmp_path, "samples_per_second")
     assert rates == dict.fromkeys(range(2, 19, 2), 4.0)
 

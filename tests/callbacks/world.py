@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datamodules.loaders import Loader, generator
+from lightning_modules.method import Method
 
 
 class Points(Loader):
@@ -67,6 +68,8 @@ class Small(pl.LightningModule):
         self.seen: list[int] = []
         self.progress: dict[str, Tensor] = {}
         self.batches = 0
+
+    publish = Method.publish
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         if self.die_at is not None and self.trainer.fit_loop.total_batch_idx == self.die_at:

@@ -73,7 +73,11 @@ def test_check_notices_old_pages(tmp_path: Path, capsys: pytest.CaptureFixture) 
     assert "docs/catalog.md, README.md; run: python scripts/catalog.py --write" in capsys.readouterr().err
     assert main(["--write"], root) == 0 and main(["--check"], root) == 0
     readme = (root / "README.md").read_text()
-    assert readme.startswith("# Title\n\n<!-- papers -->\n") and readme.endswith("<!-- /papers -->\n\nThe end.\n") and "old" not in readme
+    assert (
+        readme.startswith("# Title\n\n<!-- papers -->\n")
+        and readme.endswith("<!-- /papers -->\n\nThe end.\n")
+        and "old" not in readme
+    )
     (root / "docs" / "catalog.md").write_text("edited")
     assert main(["--check"], root) == 1
     assert main(["--write"], root) == 0 and main(["--write"], root) == 0

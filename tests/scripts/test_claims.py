@@ -49,7 +49,9 @@ def test_expressions(text: str, value: float) -> None:
 
 def test_division_by_zero_and_nan_are_nan() -> None:
     assert math.isnan(Expression("1 / a").value({"a": 0.0}))
-    assert math.isnan(Expression("max(1, a)").value({"a": math.nan})) and math.isnan(Expression("min(a, 1)").value({"a": math.nan}))
+    assert math.isnan(Expression("max(1, a)").value({"a": math.nan})) and math.isnan(
+        Expression("min(a, 1)").value({"a": math.nan})
+    )
 
 
 def test_names() -> None:
@@ -59,8 +61,8 @@ def test_names() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["__import__('os').system('x')", "a.b", "a[0]", "a ** 9", "lambda: 1", "[a]", "pow(a, 2)", "max(*a)", "min(a, key=b)", "a if b else 1",
-     "True", "a and b", "abs(a, b)", "max()", "(x := 1)", "f'{a}'", "a //b", "~a", "None"],
+    ["__import__('os').system('x')", "a.b", "a[0]", "a ** 9", "lambda: 1", "[a]", "pow(a, 2)", "max(*a)", "min(a, key=b)",
+     "a if b else 1", "True", "a and b", "abs(a, b)", "max()", "(x := 1)", "f'{a}'", "a //b", "~a", "None"],
 )  # fmt: skip
 def test_anything_but_arithmetic_is_refused(text: str) -> None:
     with pytest.raises(UserError, match=re.escape(repr(text))):
@@ -231,10 +233,12 @@ def test_runs_go_seed_by_seed_and_say_little(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_folders_are_those_of_the_config(tmp_path: Path) -> None:
-    one = [p.folder for p in claims.plan(load(tmp_path), tmp_path, [1])]
-    again = [p.folder for p in claims.plan(load(tmp_path), tmp_path, [1])]
-    other = [p.folder for p in claims.plan(load(tmp_path, CLAIM.replace("epochs=1", "epochs=2")), tmp_path, [1])]
-    assert one == again and not set(one) & set(other) and one[0].parent == tmp_path / "claims" / "ours" / "dense"
+    def folders(text: str = CLAIM) -> list[Path]:
+        return [p.folder for p in claims.plan(load(tmp_path, text), tmp_path, [1]) if isinstance(p, claims.Plan)]
+
+    one, other = folders(), folders(CLAIM.replace("epochs=1", "epochs=2"))
+    assert len(one) == 2 and one == folders() and not set(one) & set(other)
+    assert one[0].parent == tmp_path / "claims" / "ours" / "dense"
 
 
 def test_a_failing_arm_is_reported_and_the_others_kept(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -253,6 +257,13 @@ def test_a_failing_arm_is_reported_and_the_others_kept(tmp_path: Path, capsys: p
     root.mkdir()
     claims_page.keep(found, root)
     assert "- broken, seed 1: the loss is not finite" in claims_page.results_page(root)
+
+
+def test_many_seeds_are_a_range_on_the_page_and_all_in_the_file(tmp_path: Path) -> None:
+    outcomes = {arm: {s: claims.Outcome(0.5 + s / 100) for s in range(1, 21)} for arm in ("dense", "pruned")}
+    found = claims.summary(load(tmp_path, CLAIM.replace("[1, 2, 3]", str(list(range(1, 21))))), outcomes)
+    assert "| 51.00 % to 70.00 % |" in claims_page.section(found) and "seeds 1, 2, 3, 4, 5, 6, 7, 8" in claims_page.section(found)
+    assert len(found["arms"]["dense"]["values"]) == 20
 
 
 def test_a_signal_stops_the_claim(tmp_path: Path) -> None:
@@ -289,7 +300,14 @@ def test_what_is_kept(tmp_path: Path) -> None:
     assert "docs/RESULTS.md" in " ".join(blocks.write(catalog_page.pages(root)))
     page = (root / "docs" / "RESULTS.md").read_text()
     assert page.startswith("# Results\n\nWritten by hand.\n") and "### ours: confirmed" in page
-    for text in ("python scripts/claims.py ours", "0" * 40, "papermix 0.1.0", "90.20 %", "claims/ours.png", "88.10 %, 88.20 %, 88.30 %"):
+    for text in (
+        "python scripts/claims.py ours",
+        "0" * 40,
+        "papermix 0.1.0",
+        "90.20 %",
+        "claims/ours.png",
+        "88.10 %, 88.20 %, 88.30 %",
+    ):
         assert text in page, text
     assert str(tmp_path) not in page + data.read_text()
     assert blocks.write(catalog_page.pages(root)) == []
@@ -310,9 +328,13 @@ def test_dry_shows_and_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
-    [([], "name claims, or --all"), (["foundation", "--all"], "name claims, or --all"), (["fundation"], "did you mean 'foundation'"),
-     (["foundation", "--seeds", "1", "1"], "--seeds: seeds must be different")],
-)  # fmt: skip
+    [
+        ([], "name claims, or --all"),
+        (["foundation", "--all"], "name claims, or --all"),
+        (["fundation"], "did you mean 'foundation'"),
+        (["foundation", "--seeds", "1", "1"], "--seeds: seeds must be different"),
+    ],
+)
 def test_bad_command_lines(arguments: list[str], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         main(arguments)

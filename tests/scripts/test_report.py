@@ -173,7 +173,7 @@ def test_nothing_to_report(root: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="has no finished run"):
         main([str(tmp_path / "empty")])
-    with pytest.raises(UserError, match="none of 5 runs in .* has seed=9"):
+    with pytest.raises(UserError, match=r"none of 5 runs in .* has seed=9"):
         main([str(root), "--where", "seed=9"])
 
 

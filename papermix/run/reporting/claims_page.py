@@ -14,6 +14,8 @@ from papermix.run.reporting.verdict import CONFIRMED, OPEN, REFUTED, RULE
 from papermix.run.result import duration, metric_text
 
 ROOT = CONF.parent
+# a table lists the values of at most so many seeds; the JSON file has them all
+_LISTED = 6
 
 
 def keep(found: dict[str, Any], root: Path = ROOT) -> list[Path]:
@@ -45,7 +47,9 @@ def section(found: dict[str, Any]) -> str:
     seeds = [str(s) for s in found["seeds"]]
     lines = []
     for name, arm in found["arms"].items():
-        each = [text(measure, arm["values"].get(s)) if s in arm["values"] else "failed" for s in seeds]
+        each = [text(measure, arm["values"][s]) if s in arm["values"] else "failed" for s in seeds]
+        if len(seeds) > _LISTED and arm["values"]:
+            each = [f"{text(measure, min(arm['values'].values()))} to {text(measure, max(arm['values'].values()))}"]
         density = "" if arm["density"] is None else f"{100 * arm['density']:.3g} %"
         overrides = f"`{' '.join(arm['overrides'])}`" if arm["overrides"] else "defaults"
         lines.append([name, overrides, density, text(measure, arm["mean"]), text(measure, arm["std"]), ", ".join(each)])
@@ -53,7 +57,7 @@ def section(found: dict[str, Any]) -> str:
         f"### {found['name']}: {found['verdict']}",
         f"> {found['claim']}",
         f"![{found['name']}: every seed of each arm, and the slack of each expectation](claims/{found['name']}.png)",
-        table(["arm", "overrides", "density", f"mean {measure}", "standard deviation", f"seeds {', '.join(seeds)}"], lines),
+        table(["arm", "overrides", "density", f"mean {measure}", "standard deviation", "each seed"], lines),
         table(
             ["expected", "slack", "uncertainty (95 %)", "seeds", "verdict"],
             [
@@ -68,7 +72,7 @@ def section(found: dict[str, Any]) -> str:
     machine, versions = found["machine"], ", ".join(f"{k} {v}" for k, v in found["versions"].items())
     threads = f", OMP_NUM_THREADS={machine['threads']}" if machine["threads"] else ""
     parts.append(
-        f"`{found['command']}`; {machine['cpu']}, {machine['cores']} cores{threads}; {versions}; "
+        f"`{found['command']}`; seeds {', '.join(seeds)}; {machine['cpu']}, {machine['cores']} cores{threads}; {versions}; "
         f"commit {', '.join(found['commits'])}; {duration(found['run_seconds'])} of training."
     )
     return "\n\n".join(parts)
@@ -83,7 +87,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
     """Draw each arm's seeds, their mean and the edges expected of it, beside each expectation's slack and interval."""
     arms, expected, measure = found["arms"], found["expect"], found["measure"]
     means = {name: arm["mean"] for name, arm in arms.items() if arm["mean"] is not None}
-    made, (left, right) = figure(9.6, 3.6, 2)
+    made, (left, right) = figure(9.6, max(3.6, 1.2 * len(expected)), 2)
     for i, (name, arm) in enumerate(arms.items()):
         values = [v for v in arm["values"].values() if math.isfinite(v)]
         # side by side, so that equal values stay visible
@@ -105,19 +109,24 @@ def draw(found: dict[str, Any], path: Path) -> None:
     left.legend(fontsize=7, frameon=False)
     left.grid(visible=False, axis="x")
 
+    # a row for each expectation, on its own scale: a small margin must stay visible beside a large one
     colours = {CONFIRMED: "#2a8c55", REFUTED: RED, OPEN: GREY}
-    for i, e in enumerate(expected):
+    rows = right.get_subplotspec().subgridspec(len(expected), 1)
+    right.remove()
+    for row, e in zip(rows, expected):
+        axis = made.add_subplot(row)
         if e["slack"] is not None:
-            right.errorbar(
-                e["slack"], -i, xerr=e["uncertainty"] or 0, fmt="o", color=colours[e["verdict"]], capsize=4, markersize=6
+            axis.errorbar(
+                e["slack"], 0, xerr=e["uncertainty"] or 0, fmt="o", color=colours[e["verdict"]], capsize=4, markersize=6
             )
-        place = {"xycoords": ("axes fraction", "data"), "xytext": (6, 14), "textcoords": "offset points"}
-        right.annotate(f"{e['text']}\n{e['verdict']}", (0, -i), fontsize=8, **place)
-    right.axvline(0, color="black", linewidth=0.8)
-    right.set_ylim(-len(expected) + 0.4, 0.7)
-    right.set_yticks([])
-    right.set_xlabel("slack, with its 95 % interval (holds right of 0)", fontsize=8)
-    right.margins(x=0.15)
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set_title(f"{e['text']}: {e['verdict']}", fontsize=8, loc="left")
+        axis.set_yticks([])
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.25, linewidth=0.6)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+        axis.margins(x=0.15)
+    axis.set_xlabel("slack, with its 95 % interval (holds right of 0)", fontsize=8)
     made.suptitle(f"{found['name']}: {found['verdict']}", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     made.savefig(path)

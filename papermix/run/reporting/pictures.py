@@ -69,7 +69,7 @@ def draw_curves(group: Group, metric: str, path: Path) -> list[str]:
         axis.set_xlabel("optimizer steps", fontsize=8)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=7, frameon=False)
-    made.suptitle(group.name if len(group.name) <= 80 else group.name[:77] + "...", fontsize=9)
+    made.suptitle(shortened(group.name, 80), fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     made.savefig(path)
     return problems
@@ -98,10 +98,8 @@ def draw_costs(section: Section, path: Path) -> bool:
     for axis, (name, found) in zip(axes, panels.items()):
         for i, (group, cost) in enumerate(zip(section.groups, found)):
             if math.isfinite(group.mean):
-                label = group.name if len(group.name) <= 44 else group.name[:41] + "..."
-                axis.errorbar(
-                    cost, group.mean, yerr=group.std or 0, fmt="o", color=colour(i), markersize=5, capsize=2, label=label
-                )
+                style = {"fmt": "o", "color": colour(i), "markersize": 5, "capsize": 2, "label": shortened(group.name, 48)}
+                axis.errorbar(cost, group.mean, yerr=group.std or 0, **style)
         if max(found) > 5 * min(found):
             axis.set_xscale("log")
             axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -115,6 +113,12 @@ def draw_costs(section: Section, path: Path) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     made.savefig(path)
     return True
+
+
+def shortened(text: str, length: int) -> str:
+    """A text of at most so many characters: its middle goes, since names differ at their ends."""
+    half = (length - 3) // 2
+    return text if len(text) <= length else f"{text[:half]}...{text[-half:]}"
 
 
 def _colours(count: int) -> Callable[[int], Any]:

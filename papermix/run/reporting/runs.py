@@ -216,10 +216,10 @@ def _paths(node: Any, prefix: str = "") -> Iterable[str]:
 
 
 def identity(run: Run) -> str:
-    """Eight hexadecimal digits, the same for runs whose configs are equal up to the seed, wherever their folders lie."""
+    """Eight hexadecimal digits, the same for runs whose configs are equal up to seed, folders and loggers."""
     texts = []
     for config in run.configs:
-        plain = {k: v for k, v in config.items() if k not in VOLATILE}
+        plain = {k: v for k, v in config.items() if k not in VOLATILE and k != "logger"}
         text = json.dumps(_without_seed(plain, config.get("seed")), sort_keys=True)
         paths = config.get("paths") or {}
         for name in ("run", "data", "outputs"):

@@ -70,6 +70,7 @@ class PapermixSweeper(Sweeper):
         folder.make(self.place)
         with ExitStack() as stack:
             stack.enter_context(folder.locked(self.place))
+            stack.callback(folder.leave_nothing, self.place)
             stack.callback(self.loader.forget)
             stack.callback(self.task.forget)
             self.task.forget()
