@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -20,7 +21,7 @@ _AGREE_EVERY = 8  # batches between two agreements of several processes on "save
 _BEST = re.compile(r"best-step=(\d+)-(.+)=([^=]+)\.ckpt")
 
 
-class Preempted(Exception):
+class Preempted(UserError):
     """The run was told to stop, has saved its state, and continues when it is started again.
 
     Attributes:
@@ -53,7 +54,7 @@ class Checkpoints(Callback, pl.callbacks.Checkpoint):
         every_n_steps: optimizer steps between two checkpoints inside epochs; None: none.
         every_minutes: the same in minutes of wall time.
         signals: signals that mean "stop soon": the batch in progress is finished, the state saved, and :class:`Preempted` raised.
-            During a validation that is its end.
+            During a validation that is its end. A second SIGINT (Ctrl-C) stops at once.
 
     Attributes:
         seconds: wall time spent saving so far.
@@ -67,17 +68,21 @@ class Checkpoints(Callback, pl.callbacks.Checkpoint):
         top_k: int = 1,
         every_n_steps: int | None = None,
         every_minutes: float | None = None,
-        signals: tuple[str, ...] | list[str] = ("SIGTERM", "SIGUSR1"),
+        signals: tuple[str, ...] | list[str] = ("SIGTERM", "SIGUSR1", "SIGINT"),
     ) -> None:
         super().__init__()
         if mode not in (None, "min", "max"):
             raise UserError(f"callbacks.checkpoints.mode={mode!r} must be min or max.")
         if every_n_steps is not None and every_n_steps < 1:
             raise UserError(f"callbacks.checkpoints.every_n_steps={every_n_steps} must be at least 1, or null for never.")
-        names = [s.name for s in signal.Signals]
+        if top_k < 0:
+            raise UserError(f"callbacks.checkpoints.top_k={top_k} must be at least 0.")
+        if every_minutes is not None and every_minutes <= 0:
+            raise UserError(f"callbacks.checkpoints.every_minutes={every_minutes} must be above 0, or null for never.")
+        names = [s.name for s in signal.Signals if s.name not in ("SIGKILL", "SIGSTOP")]  # those cannot be caught
         for name in signals:
             if name not in names:
-                raise UserError(f"callbacks.checkpoints.signals: no signal is called {name!r}{nearest(name, names)}.")
+                raise UserError(f"callbacks.checkpoints.signals: no signal that can be caught is called {name!r}{nearest(name, names)}.")
         self.folder = Path(folder)
         self.monitor, self.mode, self.top_k = monitor, mode, top_k
         self.every_n_steps = every_n_steps
@@ -146,6 +151,10 @@ class Checkpoints(Callback, pl.callbacks.Checkpoint):
         loop._on_before_fetch = before_fetch  # type: ignore[method-assign]
 
     def _on_signal(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT == self._signal:
+            raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            print("stopping after this batch; once more to stop at once", file=sys.stderr, flush=True)
         self._signal = number
 
     def _between_batches(self, trainer: pl.Trainer) -> None:

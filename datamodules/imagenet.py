@@ -1,7 +1,7 @@
 """Folders of image files, one folder per class, in ImageNet's layout; read, cropped and resized by worker processes."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,6 @@ class ImageFolders(ImageData):
     def __init__(
         self,
         *,
-        num_classes: int,
-        in_chans: int,
-        image_size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        batch_size: int,
         data_dir: str,
         classes: str | Sequence[str] | None = None,
         val_labels: str | None = None,
@@ -57,41 +51,16 @@ class ImageFolders(ImageData):
         crop_scale: Sequence[float] = (0.08, 1.0),
         workers: int = 4,
         skip_bad: bool = False,
-        augment: Mapping[str, Any] | None = None,
         val_fraction: float = 10_000,
-        split_seed: int = 0,
-        label_noise: Mapping[str, Any] | None = None,
-        imbalance: float = 1.0,
-        labels_fraction: float = 1.0,
-        fake: bool = False,
-        limit: int | None = None,
-        seed: int = 0,
+        **others: Any,
     ):
-        if in_chans not in (1, 3):
-            raise UserError(f"dataset.in_chans={in_chans} must be 1 (gray) or 3 (colour)")
-        if resize < image_size:
-            raise UserError(f"dataset.resize={resize} is smaller than dataset.image_size={image_size}: make it at least as large")
+        super().__init__(val_fraction=val_fraction, **others)
+        if resize < self.image_size:
+            raise UserError(f"dataset.resize={resize} is smaller than dataset.image_size={self.image_size}: make it at least as large")
         if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
             raise UserError(f"dataset.crop_scale={list(crop_scale)} must be two growing numbers above 0 and at most 1")
         if workers < 0:
             raise UserError(f"dataset.workers={workers} must be at least 0")
-        super().__init__(
-            num_classes=num_classes,
-            in_chans=in_chans,
-            image_size=image_size,
-            mean=mean,
-            std=std,
-            batch_size=batch_size,
-            augment=augment,
-            val_fraction=val_fraction,
-            split_seed=split_seed,
-            label_noise=label_noise,
-            imbalance=imbalance,
-            labels_fraction=labels_fraction,
-            fake=fake,
-            limit=limit,
-            seed=seed,
-        )
         self.data_dir, self.classes, self.val_labels = Path(data_dir), classes, val_labels
         self.resize, self.crop_scale = resize, (crop_scale[0], crop_scale[1])
         self.workers, self.skip_bad = workers, skip_bad

@@ -57,17 +57,19 @@ class ImageData(DataModule):
         mean: Sequence[float],
         std: Sequence[float],
         batch_size: int,
-        augment: Mapping[str, Any] | None,
-        val_fraction: float,
-        split_seed: int,
-        label_noise: Mapping[str, Any] | None,
-        imbalance: float,
-        labels_fraction: float,
-        fake: bool,
-        limit: int | None,
-        seed: int,
+        augment: Mapping[str, Any] | None = None,
+        val_fraction: float = 0.1,
+        split_seed: int = 0,
+        label_noise: Mapping[str, Any] | None = None,
+        imbalance: float = 1.0,
+        labels_fraction: float = 1.0,
+        fake: bool = False,
+        limit: int | None = None,
+        seed: int = 0,
     ):
         super().__init__(batch_size, fake=fake, limit=limit, seed=seed)
+        if in_chans not in (1, 3):
+            raise UserError(f"dataset.in_chans={in_chans} must be 1 (gray) or 3 (colour)")
         for name, value in (("mean", mean), ("std", std)):
             if len(value) not in (1, in_chans):
                 raise UserError(
@@ -350,49 +352,10 @@ class SmallImages(ImageData):
         others: see :class:`ImageData`.
     """
 
-    def __init__(
-        self,
-        source: str,
-        *,
-        num_classes: int,
-        in_chans: int,
-        image_size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        batch_size: int,
-        data_dir: str = "data",
-        download: bool = True,
-        augment: Mapping[str, Any] | None = None,
-        val_fraction: float = 0.1,
-        split_seed: int = 0,
-        label_noise: Mapping[str, Any] | None = None,
-        imbalance: float = 1.0,
-        labels_fraction: float = 1.0,
-        fake: bool = False,
-        limit: int | None = None,
-        seed: int = 0,
-    ):
+    def __init__(self, source: str, *, data_dir: str = "data", download: bool = True, **others: Any):
         if source not in SOURCES:
             raise UserError(f"dataset.source={source} is not known{nearest(source, SOURCES)}: use one of {', '.join(SOURCES)}")
-        if in_chans not in (1, 3):
-            raise UserError(f"dataset.in_chans={in_chans} must be 1 (gray) or 3 (colour)")
-        super().__init__(
-            num_classes=num_classes,
-            in_chans=in_chans,
-            image_size=image_size,
-            mean=mean,
-            std=std,
-            batch_size=batch_size,
-            augment=augment,
-            val_fraction=val_fraction,
-            split_seed=split_seed,
-            label_noise=label_noise,
-            imbalance=imbalance,
-            labels_fraction=labels_fraction,
-            fake=fake,
-            limit=limit,
-            seed=seed,
-        )
+        super().__init__(**others)
         self.source = SOURCES[source]
         self.data_dir, self.download = Path(data_dir), download
         self.class_names = self.source.class_names

@@ -52,6 +52,33 @@ def _read(group: str, name: str) -> Option:
     return Option(group, name, next(comments, ""), *(frozenset(sets[k]) for k in sets))
 
 
+@cache
+def root_keys() -> frozenset[str]:
+    """Keys at the root of every config: those of ``conf/train.yaml`` and its groups."""
+    tree = yaml.safe_load((CONF / "train.yaml").read_text(encoding="utf-8"))
+    groups = {group for entry in tree.pop("defaults") if isinstance(entry, dict) for group in entry}
+    return frozenset(tree) | groups | {"_stages_"}
+
+
+@cache
+def groups() -> tuple[str, ...]:
+    """Names of the config groups."""
+    return tuple(sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name != "hydra"))
+
+
+def holders(key: str) -> list[str]:
+    """Options whose own file has the dotted ``key`` (``model.depth``), as ``group=name``."""
+
+    def has(node: object, parts: list[str]) -> bool:
+        return not parts or (isinstance(node, dict) and parts[0] in node and has(node[parts[0]], parts[1:]))
+
+    group, *parts = key.split(".")
+    if not parts or group not in groups():
+        return []
+    files = {name: (CONF / group / f"{name}.yaml").read_text(encoding="utf-8") for name in options(group)}
+    return [f"{group}={name}" for name, text in files.items() if has(yaml.safe_load(text), parts)]
+
+
 def givers(word: str) -> list[str]:
     """Options that give a capability, as ``group=name``."""
     return [f"{g}={o.name}" for g in MIXED for o in options(g).values() if word in o.gives]

@@ -1,5 +1,6 @@
 """Refuse an impossible config in one sentence, before torch is imported: the mix, the keys, the types, the interpolations."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +9,7 @@ from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError
 
 from papermix.errors import UserError, nearest
 from papermix.run import catalog
+from papermix.run.ranges import check_values
 from papermix.run.signatures import accepts, locate, names_in, signature
 
 # what a config may name as `_target_`: this project's packages, and the parts of libraries that build things
@@ -33,6 +35,18 @@ _ROOT_TYPES: dict[str, tuple[type, ...]] = {
     "traceback": (bool,),
 }
 
+# groups that every config has, and the keys without which nothing can be built
+_GROUPS = {
+    "dataset": ("_target_", "task"),
+    "model": ("_target_",),
+    "method": ("_target_",),
+    "optimizer": ("_target_", "groups"),
+    "scheduler": (),
+    "sparsity": (),
+    "hardware": (),
+    "trainer": ("_target_",),
+}
+
 
 def check(cfg: DictConfig) -> None:
     """Check a composed config (with or without its ``hydra`` node). Raises UserError at the first fault."""
@@ -43,12 +57,35 @@ def check(cfg: DictConfig) -> None:
         if key in plain and (not isinstance(value, types) or (isinstance(value, bool) and bool not in types)):
             words = " or ".join("null" if t is type(None) else t.__name__ for t in types)
             raise UserError(f"{key}={value!r} is not of the right type: it takes {words}.")
-    if plain.get("test") not in ("last", "best", "none"):
-        raise UserError(f"test={plain.get('test')!r} is not known: use last, best or none.")
-    if plain.get("test") == "best" and (plain.get("sparsity") or {}).get("_target_"):
-        raise UserError("test=best would pick a checkpoint from before the network was sparse: use test=last with a sparsity.")
+    paper = plain.get("paper")
+    if paper is not None and paper not in catalog.options("paper"):
+        raise UserError(f"paper={paper}: there is no conf/paper/{paper}.yaml{nearest(paper, catalog.options('paper'))}.")
+    _check_added(cfg, plain)
+    _check_groups(plain)
     for path, node in targets(plain):
         _check_target(path, node)
+    check_values(plain)
+
+
+def _check_added(cfg: DictConfig, plain: dict[str, Any]) -> None:
+    """Refuse keys added at the root (``+key=...``) that nothing reads: neither the machinery nor an interpolation."""
+    known = catalog.root_keys()
+    for key in plain:
+        if key not in known and not re.search(r"\$\{" + re.escape(key) + r"[.}\[]", OmegaConf.to_yaml(cfg)):
+            inside = [p for p in _paths(cfg) if p.count(".") == 1 and p.endswith(f".{key}")]
+            close = f" (did you mean '{inside[0]}'?)" if inside else nearest(key, known)
+            raise UserError(f"nothing reads the key {key!r}{close}; a key inside a group is written group.key=...")
+
+
+def _check_groups(plain: dict[str, Any]) -> None:
+    """Refuse a config from which a group, or what makes it one, was deleted."""
+    for group, needed in _GROUPS.items():
+        node = plain.get(group)
+        if not isinstance(node, dict):
+            raise UserError(f"this config has no {group}: choose one with {group}=NAME; there are {', '.join(catalog.options(group))}.")
+        for key in needed:
+            if not node.get(key):
+                raise UserError(f"{group}.{key} is missing: do not delete it, or choose another {group}=NAME.")
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -57,13 +94,16 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
         cfg = OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"])
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    except (InterpolationKeyError, InterpolationResolutionError) as e:
+    except InterpolationKeyError as e:
         missing = str(e).split("'")[1] if "'" in str(e) else str(e).splitlines()[0]
         group = missing.split(".")[0]
         raise UserError(
             f"{e.full_key or 'a key'} refers to ${{{missing}}}, which this config does not have: choose another {group}, "
-            f"or set {e.full_key} yourself{nearest(missing, _paths(cfg))}."
+            f"or set {e.full_key} yourself{nearest(missing, (p for p in _paths(cfg) if p != e.full_key))}."
         ) from e
+    except InterpolationResolutionError as e:
+        reason = str(e).splitlines()[0].rpartition(" resolving interpolation: ")[2].strip('"')
+        raise UserError(f"{e.full_key or 'a key'} cannot be worked out ({reason}): set it to a value.") from e
     except OmegaConfBaseException as e:
         raise UserError(f"{e.full_key or 'a key'} has no value: give it on the command line ({e.full_key}=...).") from e
     assert isinstance(plain, dict)
@@ -134,7 +174,7 @@ def _check_target(path: str, node: dict) -> None:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = "null" if value is None else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -8,6 +8,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from papermix.errors import UserError, nearest
 from papermix.run.catalog import CONF
 from papermix.run.explain import explain, is_expected
 from papermix.run.launch import stop_signal
@@ -40,6 +41,18 @@ def _single(cfg: Any, failures: list[BaseException]) -> None:
         failures.append(error)
 
 
+def _check_flags(arguments: list[str]) -> None:
+    """Refuse what begins with a dash and is no flag of Hydra's: mostly an override written as other programs want it."""
+    from hydra._internal.utils import get_args_parser
+
+    flags = list(get_args_parser()._option_string_actions)
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        if name.startswith("-") and not any(f.startswith(name) for f in flags) and argument[:2] not in flags:
+            cure = f"write {argument.lstrip('-')} without dashes" if equals else "settings are written key=value, without dashes"
+            raise UserError(f"{argument} is no option of train.py{nearest(name, flags)}: {cure}.")
+
+
 def main() -> None:
     """Entry point of ``train.py``."""
     # exceptions come to us whole instead of being printed by Hydra
@@ -49,7 +62,7 @@ def main() -> None:
 
     register_resolvers()
     # a group's option cannot be a bare boolean in Hydra's grammar
-    sys.argv[1:] = [{"debug=true": "debug=traceback", "debug=false": "debug=null"}.get(a, a) for a in sys.argv[1:]]
+    sys.argv[1:] = ["debug=traceback" if a.lower() == "debug=true" else a for a in sys.argv[1:] if a.lower() != "debug=false"]
     # argparse takes -m before the overrides or behind them, but not between them
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda a: a not in ("-m", "--multirun"))
     overrides = sys.argv[1:]
@@ -57,13 +70,21 @@ def main() -> None:
     sweeping = "-m" in overrides or "--multirun" in overrides
     function = task if sweeping else functools.partial(_single, failures=failures)
     try:
+        _check_flags(overrides)
         hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")(function)()
     except (Exception, KeyboardInterrupt) as error:
         failures.append(error)
+    except SystemExit as error:
+        if stop_signal(error) is None:
+            raise
+        failures.append(error)  # Lightning's way to end on Ctrl-C
     for failure in failures:
-        if "debug=traceback" in overrides or "traceback=true" in overrides:
+        expected = is_expected(failure)
+        presets = any(o.startswith("debug=") for o in overrides)
+        if "debug=traceback" in overrides or "traceback=true" in overrides or (presets and not expected):
             traceback.print_exception(failure)
-        hint = "" if is_expected(failure) else "\n(debug=true shows the stack trace)"
+        notes = getattr(failure, "__notes__", None) or ["debug=true shows the stack trace"]
+        hint = "" if expected else f"\n({notes[-1]})"
         print(f"error: {explain(failure, overrides)}{hint}", file=sys.stderr)
         number = stop_signal(failure)
         sys.exit(1 if number is None else 128 + number)

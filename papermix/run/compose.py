@@ -1,12 +1,13 @@
 """Configs of a run: the stages of an experiment, each composed as the command line that one would have typed."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from papermix.errors import UserError
+from papermix.errors import UserError, nearest
 from papermix.run.catalog import CONF
 from papermix.run.check import check, resolved
 from papermix.run.names import register_resolvers
@@ -28,10 +29,16 @@ def _key(override: str) -> str:
     return override.lstrip("+~").split("=", 1)[0]
 
 
-def _freeze_one(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+def _freeze_one(cfg: DictConfig, folder: Path, before: Sequence[str] = ()) -> dict[str, Any]:
+    if not OmegaConf.is_dict(cfg.get("paths")):
+        raise UserError("this config has no paths: do not delete them.")
     with open_dict(cfg):
         cfg.paths.run = str(folder)
     check(cfg)
+    source = cfg.init_from
+    # a run that goes on needs what it started from no more
+    if source and source not in before and not Path(source).exists() and not (folder / "checkpoints").is_dir():
+        raise UserError(f"init_from={source}: there is no such checkpoint, run folder or earlier stage{nearest(source, before)}.")
     return resolved(cfg)
 
 
@@ -61,12 +68,17 @@ def freeze(cfg: DictConfig, overrides: list[str], run_dir: Path) -> dict[str, di
         except Exception as e:
             from papermix.run.explain import explain
 
-            raise UserError(f"stage {name}: {explain(e)}") from e
+            raise UserError(f"stage {name}: {explain(e, [*kept, *own])}") from e
         with open_dict(stage):
+            if stage.stages:
+                raise UserError(f"stage {name} sets stages itself: write all stages one after another.")
             stage.stages, stage.stage = None, name
         source = stage.init_from
         if source and source in cfg.stages and source not in frozen:
-            raise UserError(f"stage {name} starts from stage {source!r}, which comes after it: change their order.")
-        frozen[name] = _freeze_one(stage, run_dir / name)
+            raise UserError(f"stage {name} starts from stage {source!r}, which does not come before it: change their order.")
+        try:
+            frozen[name] = _freeze_one(stage, run_dir / name, list(frozen))
+        except UserError as e:
+            raise UserError(f"stage {name}: {e}") from e
     return frozen
 

@@ -1,8 +1,10 @@
 """One run: freeze its config, go through its stages, start the processes of each, write the result."""
 
+import contextlib
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 from papermix.errors import UserError
 from papermix.run import folder
 from papermix.run.compose import freeze
+from papermix.run.explain import keep_trace
 from papermix.run.result import print_result, shown
 
 RESULT = "result.json"
 # how the run was started: its stages in order, the overrides, the option chosen in each group
 ORIGIN = "origin.json"
+# stack trace of the unexpected error that ended the run; gone once it has finished
+ERROR = "error.txt"
 
 
 def run(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> dict[str, Any]:
@@ -39,7 +44,7 @@ def run(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> dict[str, Any]:
         frozen = cfg.get("_stages_")
         stages = OmegaConf.to_container(frozen) if frozen else freeze(cfg, overrides, run_dir)
     folder.make(run_dir)
-    with folder.locked(run_dir):
+    with folder.locked(run_dir), _traced(run_dir / ERROR):
         single = list(stages) == ["main"]
         for name, config in stages.items():
             place = run_dir if single else run_dir / name
@@ -67,6 +72,17 @@ def run(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> dict[str, Any]:
         folder.write_json(run_dir / RESULT, result)
     print_result(result, run_dir)
     return result
+
+
+@contextlib.contextmanager
+def _traced(path: Path) -> Iterator[None]:
+    """Keep the stack trace of an unexpected error in a file."""
+    try:
+        yield
+    except BaseException as error:
+        keep_trace(error, path)
+        raise
+    path.unlink(missing_ok=True)
 
 
 def command(overrides: list[str]) -> str:

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from papermix.errors import UserError
-from papermix.run.explain import explain
+from papermix.run.explain import explain, is_expected
 from papermix.run.folder import read_json, write_atomic
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -278,7 +278,8 @@ def as_rank(run_dir: Path) -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, SystemExit) and error.code in (None, 0):
             raise
-        note = {"time": time.time(), "sentence": explain(error), "signal": stop_signal(error)}
+        trace = "" if is_expected(error) else f" (the stack trace is in {_log(run_dir, rank)})"
+        note = {"time": time.time(), "sentence": explain(error) + trace, "signal": stop_signal(error)}
         with contextlib.suppress(OSError):  # a full disk must not hide what happened
             write_atomic(_notes(run_dir) / f"rank-{rank}.error", json.dumps(note))
             with open(_log(run_dir, rank), "a", encoding="utf-8") as log:

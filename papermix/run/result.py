@@ -1,6 +1,7 @@
 """Results of runs: compare them, print them."""
 
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,8 @@ def print_table(header: Sequence[str], lines: Sequence[Sequence[str]], title: st
     table = Table(*columns, title=title or None, box=box.SIMPLE_HEAD, show_header=any(header), title_justify="left")
     for line in lines:
         table.add_row(*line)
-    Console(soft_wrap=True).print(table)
+    # a file or a pipe is not cut to the width of some terminal
+    Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def print_result(result: dict[str, Any], folder: Path) -> None:

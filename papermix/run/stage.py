@@ -76,11 +76,17 @@ def seed_all(seed: int) -> None:
 
 def optimizer_factory(config: dict[str, Any]) -> Callable[..., torch.optim.Optimizer]:
     """What makes the optimizer of a config from a module; keywords go to the parameter groups."""
+    node = config["optimizer"]
     make = build(without_parts(config, "optimizer"))
-    groups = build(config["optimizer"]["groups"])
+    groups = build(node["groups"])
 
     def factory(module: nn.Module, **options: Any) -> torch.optim.Optimizer:
-        return make(groups(module, **options))
+        parameters = groups(module, **options)
+        try:
+            return make(parameters)
+        except (ValueError, TypeError, IndexError, RuntimeError) as error:
+            name = node.get("name") or node["_target_"].rpartition(".")[2]
+            raise UserError(f"optimizer {name} refuses its settings ({error}): set another value with optimizer.KEY=VALUE.") from error
 
     return factory
 
@@ -105,7 +111,7 @@ def build_callbacks(config: dict[str, Any]) -> list[pl.Callback]:
         callbacks.append(SparsityDriver(build(config["sparsity"])))
     if config["sweep_trial"]:
         callbacks.append(Pruning(**config["sweep_trial"]))
-    callbacks += [build(node) for node in (config["callbacks"] or {}).values() if node and node.get("_target_")]
+    callbacks += [build(node) for node in (config.get("callbacks") or {}).values() if node and node.get("_target_")]
     return callbacks
 
 
@@ -149,9 +155,11 @@ def run_stage(place: Path) -> dict[str, Any] | None:
         torch.set_num_threads(config["hardware"]["threads"])
     datamodule = build(without_parts(config, "dataset"))
     method = build_method(config)
-    if config["init_from"]:
+    last = find_last(place / "checkpoints")
+    # a run that goes on has its weights from its own checkpoint; where it started may be gone
+    if config["init_from"] and last is None:
         load_weights(method, find_weights(config["init_from"], place))
-    loggers = [build(node) for node in (config["logger"] or {}).values() if node and node.get("_target_")]
+    loggers = [build(node) for node in (config.get("logger") or {}).values() if node and node.get("_target_")]
     clock = Clock()
     callbacks = [*build_callbacks(config), Position(), clock]
     trainer = build_trainer(config, place, callbacks, loggers)
@@ -161,7 +169,6 @@ def run_stage(place: Path) -> dict[str, Any] | None:
     if config["hardware"]["compile"]:
         method.model.compile()
 
-    last = find_last(place / "checkpoints")
     if last is not None and trainer.is_global_zero:
         if last.skipped:
             print(f"note: {last.skipped}", file=sys.stderr)
@@ -174,6 +181,8 @@ def run_stage(place: Path) -> dict[str, Any] | None:
         status = "pruned"
     if config["test"] != "none" and status == "finished":
         best = next((c.best_model_path for c in callbacks if isinstance(c, Checkpoints)), None) if config["test"] == "best" else None
+        if config["test"] == "best" and not best:
+            raise UserError("test=best: no checkpoint was ranked, since no validation gave a finite value: use test=last.")
         trainer.test(method, datamodule=datamodule, ckpt_path=best or None, verbose=False)
     if not trainer.is_global_zero:
         return None
@@ -253,7 +262,7 @@ def find_weights(source: str, place: Path) -> Path:
 def load_weights(method: Method, path: Path) -> None:
     """Load a checkpoint's model weights; parts of another shape, and those the method starts anew, are left as they are, and said.
 
-    Raises UserError when nothing fits at all.
+    Raises UserError when less than half of the model fits.
     """
     from papermix.sparsity.mask import plain_state
 
@@ -264,8 +273,9 @@ def load_weights(method: Method, path: Path) -> None:
         state = plain_state(state)  # a sparse network's weights go into a dense one with their masks applied
     state = {k: v for k, v in state.items() if not k.startswith(tuple(f"{part}." for part in method.fresh))}
     fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
-    if not fits:
-        raise UserError(f"{path}: none of its weights fits this model; it was made by another network.")
+    wanted = [k for k in own if not k.startswith(tuple(f"{part}." for part in method.fresh))]
+    if 2 * len(fits) < len(wanted):
+        raise UserError(f"{path}: only {len(fits)} of {len(wanted)} tensors fit this model; it was made by another network: choose that model.")
     method.model.load_state_dict(fits, strict=False)
     left = [k for k in own if k not in fits]
     if left:
@@ -276,6 +286,10 @@ def quiet() -> None:
     """Keep Lightning's advice out of the way: what matters here is said by this project itself."""
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # looks for a CUDA compiler whenever something is compiled
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    # a line each, without the line of code
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     for pattern in (
         ".*does not have many workers.*",
         ".*The number of training batches.*",
@@ -285,5 +299,6 @@ def quiet() -> None:
         ".*weights_only.*",
         ".*configured for CUDA.*",
         ".*sync_dist=True.*",
+        ".*Total length of .* across ranks is zero.*",
     ):
         warnings.filterwarnings("ignore", pattern)

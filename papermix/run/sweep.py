@@ -460,45 +460,45 @@ class Table:
         return header, lines
 
     def over_seeds(self) -> list[dict[str, Any]]:
-        """Mean and standard deviation of the monitored metric over the seeds of each setting, best first; empty without seeds."""
+        """Mean and standard deviation of the metrics shown over the seeds of each setting, best first; empty without seeds."""
+        if "seed" not in self.keys:
+            return []
         groups: dict[tuple[str, ...], list[Row]] = {}
         for r in self.rows:
             if r.status == "finished" and r.value is not None:
                 groups.setdefault(tuple(o for o in r.overrides if not o.startswith("seed=")), []).append(r)
-        if "seed" not in self.keys:
-            return []
         out = []
         for rest, rows in groups.items():
-            values = [float(r.value) for r in rows if r.value is not None and r.name == rows[0].name]
-            out.append(
-                {
-                    "overrides": [o for o in rest if o.partition("=")[0].lstrip("+") in self.keys],
-                    "seeds": len(values),
-                    "name": rows[0].name,
-                    "mean": statistics.fmean(values),
-                    "std": statistics.stdev(values) if len(values) > 1 else None,
-                    "mode": rows[0].mode,
-                }
-            )
-        return sorted(out, key=lambda g: -g["mean"] if g["mode"] == "max" else g["mean"])
+            means: dict[str, dict[str, float | None]] = {}
+            for name in self._shown_metrics():
+                values = [float(v) for r in rows if (v := self._metric(r, name)) is not None]
+                if values:
+                    means[name] = {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else None}
+            own = [o for o in rest if o.partition("=")[0].lstrip("+") in self.keys]
+            out.append({"overrides": own, "seeds": len(rows), "name": rows[0].name, "mode": rows[0].mode, "metrics": means})
+        return sorted(out, key=lambda g: (-1 if g["mode"] == "max" else 1) * g["metrics"][g["name"]]["mean"])
 
     def seed_lines(self) -> tuple[list[str], list[list[str]]]:
         """(header, lines) of the means over seeds, for people."""
         keys = [k for k in self.keys if k != "seed"]
-        groups = self.over_seeds()
+        names = self._shown_metrics()
         lines = []
-        for g in groups:
+        for g in self.over_seeds():
             values = _values(g["overrides"])
-            spread = "" if g["std"] is None else metric_text(g["name"] or "", g["std"])
-            lines.append([*(values.get(k, "") for k in keys), str(g["seeds"]), metric_text(g["name"] or "", g["mean"]), spread])
-        return [*keys, "seeds", f"mean {groups[0]['name'] if groups else ''}".strip(), "standard deviation"], lines
+            cells = []
+            for name in names:
+                found = g["metrics"].get(name, {"mean": None, "std": None})
+                spread = "" if found["std"] is None else f" ± {metric_text(name, found['std'])}"
+                cells.append("" if found["mean"] is None else metric_text(name, found["mean"]) + spread)
+            lines.append([*(values.get(k, "") for k in keys), str(g["seeds"]), *cells])
+        return [*keys, "seeds", *names], lines
 
     def print(self) -> None:
         """Print both tables in the terminal."""
         header, lines = self.lines()
         print_table(header, lines, title=f"{len(self.rows)} runs, best first")
         if self.over_seeds():
-            print_table(*self.seed_lines(), title="over seeds")
+            print_table(*self.seed_lines(), title="over seeds: mean ± standard deviation")
 
     def save(self, place: Path, **more: Any) -> None:
         """Write ``sweep.json`` (with ``more`` entries), ``sweep.csv`` and ``sweep.md`` into a folder."""
@@ -518,7 +518,7 @@ class Table:
         folder.write_atomic(place / "sweep.csv", text.getvalue())
         parts = ["# Sweep", f"```\n{self.command}\n```", markdown(header, lines)]
         if self.over_seeds():
-            parts += ["## Over seeds", markdown(*self.seed_lines())]
+            parts += ["## Over seeds: mean ± standard deviation", markdown(*self.seed_lines())]
         folder.write_atomic(place / "sweep.md", "\n\n".join(parts) + "\n")
 
 

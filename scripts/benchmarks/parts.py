@@ -14,10 +14,20 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from papermix.run.allocator import give_back_freed_memory, keep_freed_memory
 from papermix.run.build import build
 from papermix.run.compose import compose, freeze
 from papermix.run.folder import make
-from papermix.run.stage import build_callbacks, build_method, build_trainer, optimizer_factory, quiet, without_parts
+from papermix.run.stage import (
+    Clock,
+    Position,
+    build_callbacks,
+    build_method,
+    build_trainer,
+    optimizer_factory,
+    quiet,
+    without_parts,
+)
 from scripts.benchmarks.harness import Timing, Window
 
 Config = dict[str, Any]
@@ -77,7 +87,7 @@ def watch(loader: Any, window: Window) -> Any:
 
 
 def fit(config: Config, steps: int, skip: int, lengthen: Callable[[Any], Any] = lambda loader: loader) -> Timing:
-    """Train with what train.py builds from a config, and time the steps after the first ``skip``.
+    """Train as ``papermix.run.stage.run_stage`` does, and time the steps after the first ``skip``.
 
     Args:
         config: as frozen for a run.
@@ -86,6 +96,7 @@ def fit(config: Config, steps: int, skip: int, lengthen: Callable[[Any], Any] = 
         lengthen: changes the training loader, so that one epoch holds all these steps.
     """
     quiet()
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         config = {
@@ -98,7 +109,7 @@ def fit(config: Config, steps: int, skip: int, lengthen: Callable[[Any], Any] = 
         load = datamodule.loader
         datamodule.loader = lambda split: watch(lengthen(load(split)), window) if split == "train" else load(split)
         loggers = [build(node) for node in (config["logger"] or {}).values() if node and node.get("_target_")]
-        trainer = build_trainer(config, place, build_callbacks(config), loggers)
+        trainer = build_trainer(config, place, [*build_callbacks(config), Position(), Clock()], loggers)
         trainer.fit(build_method(config), datamodule=datamodule)
         return window.timing()
 
@@ -120,12 +131,15 @@ def _moved(node: Any, place: Path) -> Any:
 class Recipe:
     """What a hand-written loop takes from a config: model, optimizer, schedule. The loop, its data and its loss are its own.
 
+    The process is then as any other: what train.py changed in it for itself is taken back.
+
     Args:
         config: of the run to compare with.
         steps: length of the schedule.
     """
 
     def __init__(self, config: Config, steps: int):
+        give_back_freed_memory()
         torch.manual_seed(config["seed"])
         self.device = device_of(config)
         self.model: Any = build(config["model"]).to(self.device)

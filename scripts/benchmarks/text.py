@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datamodules import corpora
+from papermix.run.allocator import give_back_freed_memory
 from papermix.run.folder import read_json
 from scripts.benchmarks.harness import Check, Options, Report, Timing, Window, each_round, interleave
 from scripts.benchmarks.parts import Config, config_of, data_of, device_of, fit, settle, terminal
@@ -44,6 +45,7 @@ class PlainLSTM(nn.Module):
 
 def by_hand(config: Config, steps: int, skip: int) -> Timing:
     """Truncated back-propagation with a carried state, as in every tutorial."""
+    give_back_freed_memory()
     sizes, batch, length = config["model"], config["dataset"]["batch_size"], config["dataset"]["seq_len"]
     device = device_of(config)
     model = PlainLSTM(sizes["vocab_size"], sizes["embedding"] or sizes["width"], sizes["width"], sizes["layers"]).to(device)

@@ -86,7 +86,7 @@ def test_stages_are_composed_as_typed() -> None:
     ("stages", "part"),
     [
         ('{a: ["optimizer.lrr=1"]}', "stage a: there is no key 'optimizer.lrr'"),
-        ('{a: ["init_from=b"], b: []}', "comes after it"),
+        ('{a: ["init_from=b"], b: []}', "does not come before it"),
         ("{a: 3}", "must be a list of overrides"),
         ("{main: []}", "not 'main'"),
     ],

@@ -136,7 +136,8 @@ def test_all_combinations_run_and_a_failing_one_stops_no_other(app: App) -> None
     assert table["runs"][-1]["error"] == "there is no such data: fetch it."
     assert table["command"] == "python train.py -m lr=0.1,0.2,0.3 seed=1,2"
     assert table["over_seeds"][0]["overrides"] == ["lr=0.3"]
-    assert table["over_seeds"][0]["mean"] == pytest.approx(0.9985)
+    best = table["over_seeds"][0]
+    assert best["metrics"][best["name"]]["mean"] == pytest.approx(0.9985)
     (place,) = (app.place / "outputs" / "sweeps").iterdir()
     assert place.name.startswith("lr=0.1,0.2,0.3,seed=1,2-")
     with open(place / "sweep.csv", newline="") as f:
