@@ -18,7 +18,7 @@ TINY = [
 ]
 
 IMAGES = ["dataset.batch_size=8", "dataset.limit=160"]
-TEXT = ["dataset.batch_size=4", "dataset.seq_len=12", "dataset.limit=800"]
+TEXT = ["dataset.batch_size=4", "dataset.seq_len=12", "dataset.limit=1200"]
 
 DATASETS: dict[str, list[str]] = {
     "digits": IMAGES,

@@ -67,6 +67,7 @@ class Small(pl.LightningModule):
         self.die_at, self.signal_at, self.number = die_at, signal_at, number
         self.seen: list[int] = []
         self.progress: dict[str, Tensor] = {}
+        self.latest: dict[str, float] = {}
         self.batches = 0
 
     publish = Method.publish
