@@ -139,7 +139,8 @@ class Checkpoints(Callback, pl.callbacks.Checkpoint):
         """Listen to the signals, and to the moment between two batches."""
         self._trained, self._clock = True, time.monotonic()
         if threading.current_thread() is threading.main_thread():
-            for number in self.signals:
+            # a signal that this process was started to ignore (a background job's Ctrl-C) stays ignored
+            for number in (n for n in self.signals if signal.getsignal(n) != signal.SIG_IGN):
                 signal.signal(number, self._on_signal)  # instead of Lightning's, which broadcasts inside the signal handler
         loop = trainer.fit_loop.epoch_loop
         fetching = type(loop)._on_before_fetch.__get__(loop)

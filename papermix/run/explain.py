@@ -8,6 +8,7 @@ from pathlib import Path
 from papermix.errors import UserError, nearest
 
 _NO_PLACE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR)
+_NO_PATH = (errno.ENOENT, errno.EISDIR, errno.ENAMETOOLONG)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _COMPOSERS = ("hydra", "omegaconf", "antlr4")
 
@@ -33,8 +34,8 @@ _SAID = (
     ),
     (
         r"Error\(s\) in loading state_dict for \w+: (.{0,100})|(loaded state dict contains a parameter group .{0,60})",
-        "the run's checkpoint does not fit ({0}...): the code has changed since it began; choose another folder with hydra.run.dir=DIR, "
-        "or delete the old one to start anew.",
+        "the run's checkpoint does not fit ({0}...): the code has changed since it began; "
+        "choose another folder with hydra.run.dir=DIR, or delete the old one to start anew.",
     ),
     (r"No module named '([^'.]+)", "this needs the package {0}, which is not installed: pip install {0}"),
 )
@@ -46,7 +47,7 @@ def is_expected(error: BaseException) -> bool:
 
 
 def keep_trace(error: BaseException, path: Path) -> None:
-    """Write the stack trace of an unexpected error to a file, and note in the error where it is; a disk that is full is let be."""
+    """Write the stack trace of an unexpected error to a file, and note in the error where it is."""
     if is_expected(error):
         return
     try:
@@ -93,9 +94,13 @@ def _known(error: BaseException, overrides: list[str]) -> str | None:
         if isinstance(cause, OSError) and cause.errno is not None:
             where = f" ({cause.filename})" if cause.filename else ""
             if cause.errno in _FULL:
-                return f"the disk is full{where}: free some space, then run the same command again; it continues from the last checkpoint."
+                cure = "free some space and run the same command again; it continues from the last checkpoint."
+                return f"the disk is full{where}: {cure}"
             if cause.errno in _NO_PLACE:
-                return f"cannot write or read{where}, {cause.strerror}: choose another folder with hydra.run.dir=DIR or paths.outputs=DIR."
+                cure = "choose another folder with hydra.run.dir=DIR or paths.outputs=DIR."
+                return f"cannot write or read{where}, {cause.strerror}: {cure}"
+            if cause.errno in _NO_PATH and cause.filename:
+                return f"cannot use {cause.filename} ({cause.strerror}): check that path (hydra.run.dir, paths.*, dataset.*)."
         text = " ".join(str(cause).split())
         for pattern, sentence in _SAID:
             if found := re.search(pattern, text):

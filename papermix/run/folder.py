@@ -80,7 +80,10 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"another run is working in {folder}: wait for it, stop it, or choose another folder with hydra.run.dir=DIR (hydra.sweep.dir=DIR in a sweep).") from None
+            raise UserError(
+                f"another run is working in {folder}: wait for it, stop it, or choose another folder with hydra.run.dir=DIR "
+                "(hydra.sweep.dir=DIR in a sweep)."
+            ) from None
         try:
             yield
         finally:

@@ -32,7 +32,11 @@ def _number(least: float) -> Rule:
 
 def _one_of(*names: Any) -> Rule:
     texts = tuple("null" if n is None else str(n).lower() if isinstance(n, bool) else n for n in names)
-    return Rule(lambda v: any(v is n if n is None or isinstance(n, bool) else v == n for n in names), " or ".join([", ".join(texts[:-1]), texts[-1]]), texts)
+    return Rule(
+        lambda v: any(v is n if n is None or isinstance(n, bool) else v == n for n in names),
+        " or ".join([", ".join(texts[:-1]), texts[-1]]),
+        texts,
+    )
 
 
 def _or_null(rule: Rule) -> Rule:
@@ -67,7 +71,7 @@ RULES: dict[str, Rule] = {
     "optimizer.eps": _number(0),
     "hardware.accelerator": _one_of("auto", "cpu", "gpu", "cuda", "mps"),
     "hardware.devices": Rule(
-        lambda v: v == "auto" or _is_whole(v) and v >= 1 or isinstance(v, list) and bool(v) and all(_is_whole(d) for d in v),
+        lambda v: v == "auto" or (_is_whole(v) and v >= 1) or (isinstance(v, list) and bool(v) and all(_is_whole(d) for d in v)),
         "a number of processes, a list of devices, or auto",
         ("auto",),
     ),
@@ -79,11 +83,11 @@ RULES: dict[str, Rule] = {
     "hardware.channels_last": _SWITCH,
     "hardware.deterministic": _one_of(True, False, "warn"),
     "hardware.threads": _or_null(_whole(1)),
-    "trainer.max_epochs": Rule(lambda v: v is None or _is_whole(v) and v >= -1, "a whole number, or -1 for no limit"),
+    "trainer.max_epochs": Rule(lambda v: v is None or (_is_whole(v) and v >= -1), "a whole number, or -1 for no limit"),
     "trainer.max_steps": Rule(lambda v: _is_whole(v) and (v == -1 or v >= 1), "a whole number of at least 1, or -1 for no limit"),
     "trainer.check_val_every_n_epoch": _or_null(_whole(1)),
     "trainer.val_check_interval": Rule(
-        lambda v: v is None or _is_whole(v) and v >= 1 or isinstance(v, float) and 0 < v <= 1,
+        lambda v: v is None or (_is_whole(v) and v >= 1) or (isinstance(v, float) and 0 < v <= 1),
         "a number of training batches, a fraction of an epoch above 0 and up to 1.0, or null",
     ),
     "trainer.log_every_n_steps": _whole(0),
@@ -99,13 +103,15 @@ RULES: dict[str, Rule] = {
 
 # arguments of Lightning's Trainer that this project gives itself, and where a user says what he wants
 _ELSEWHERE = {
-    **{name: f"set hardware.{name} instead" for name in ("accelerator", "devices", "num_nodes", "strategy", "precision", "deterministic", "sync_batchnorm")},
+    **{name: f"set hardware.{name} instead" for name in ("accelerator", "devices", "num_nodes", "strategy", "precision")},
+    **{name: f"set hardware.{name} instead" for name in ("deterministic", "sync_batchnorm")},
     "callbacks": "list them with callbacks=[default,...] instead",
     "logger": "list them with logger=[csv,...] instead",
     "default_root_dir": "set hydra.run.dir=DIR instead",
     "enable_checkpointing": "leave checkpoints out of callbacks=[...] instead",
     "enable_progress_bar": "leave progress out of callbacks=[...] instead",
-    **{name: "leave it out" for name in ("plugins", "enable_model_summary", "num_sanity_val_steps", "use_distributed_sampler", "benchmark")},
+    **dict.fromkeys(("plugins", "enable_model_summary", "num_sanity_val_steps"), "leave it out"),
+    **dict.fromkeys(("use_distributed_sampler", "benchmark"), "leave it out"),
 }  # fmt: skip
 
 # facts of the data that a model is built for
@@ -146,7 +152,9 @@ def _check_hardware(plain: dict[str, Any]) -> None:
         count = (len(devices) if isinstance(devices, list) else devices) * hardware["num_nodes"]
         if batch % count:
             near = max(batch // count, 1) * count
-            raise UserError(f"dataset.batch_size={batch} cannot be shared equally among {count} processes: use {near} or {near + count}.")
+            raise UserError(
+                f"dataset.batch_size={batch} cannot be shared equally among {count} processes: use {near} or {near + count}."
+            )
 
 
 def _check_trainer(plain: dict[str, Any]) -> None:
@@ -154,7 +162,9 @@ def _check_trainer(plain: dict[str, Any]) -> None:
         if key in _ELSEWHERE:
             raise UserError(f"trainer.{key} is set by this project itself: {_ELSEWHERE[key]}.")
     if plain["trainer"].get("check_val_every_n_epoch", 1) is None and not _is_whole(plain["trainer"].get("val_check_interval")):
-        raise UserError("trainer.check_val_every_n_epoch=null counts batches over all epochs: set trainer.val_check_interval to their number.")
+        raise UserError(
+            "trainer.check_val_every_n_epoch=null counts batches over all epochs: set trainer.val_check_interval to their number."
+        )
 
 
 def _check_facts(plain: dict[str, Any]) -> None:
@@ -172,6 +182,8 @@ def _check_test(plain: dict[str, Any]) -> None:
         raise UserError("test=best would pick a checkpoint from before the network was sparse: use test=last with a sparsity.")
     kept = [c for c in (plain.get("callbacks") or {}).values() if c and str(c.get("_target_")).endswith(".Checkpoints")]
     if not any(c.get("top_k", 1) for c in kept):
-        raise UserError("test=best needs checkpoints that are ranked: add checkpoints to callbacks=[...] with top_k of at least 1, or use test=last.")
+        raise UserError(
+            "test=best needs ranked checkpoints: add checkpoints to callbacks=[...], with top_k of at least 1, or use test=last."
+        )
     if plain["trainer"].get("limit_val_batches") in (0, 0.0) or plain["dataset"].get("val_fraction") == 0:
         raise UserError("test=best needs a validation split to rank checkpoints by: use test=last, or validate.")

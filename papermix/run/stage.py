@@ -274,12 +274,15 @@ def load_weights(method: Method, path: Path) -> None:
     state = {k: v for k, v in state.items() if not k.startswith(tuple(f"{part}." for part in method.fresh))}
     fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
     wanted = [k for k in own if not k.startswith(tuple(f"{part}." for part in method.fresh))]
-    if 2 * len(fits) < len(wanted):
-        raise UserError(f"{path}: only {len(fits)} of {len(wanted)} tensors fit this model; it was made by another network: choose that model.")
+    if not fits or 2 * len(fits) < len(wanted):
+        raise UserError(
+            f"{path}: only {len(fits)} of {len(wanted)} tensors fit this model; it was made by another network: choose that model."
+        )
     method.model.load_state_dict(fits, strict=False)
     left = [k for k in own if k not in fits]
     if left:
-        print(f"note: {len(left)} of {len(own)} tensors keep their own start ({', '.join(left[:4])}{', ...' if len(left) > 4 else ''}); the rest comes from {path}")
+        names = ", ".join(left[:4]) + (", ..." if len(left) > 4 else "")
+        print(f"note: {len(left)} of {len(own)} tensors keep their own start ({names}); the rest comes from {path}")
 
 
 def quiet() -> None:
@@ -288,8 +291,6 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     # looks for a CUDA compiler whenever something is compiled
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    # a line each, without the line of code
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     for pattern in (
         ".*does not have many workers.*",
         ".*The number of training batches.*",
