@@ -95,9 +95,13 @@ class Classification(Task):
 
     def metrics(self) -> MetricCollection:
         """``accuracy``, ``loss``, and ``accuracy_top5`` beyond ten classes."""
-        metrics: dict[str, Metric | MetricCollection] = {"accuracy": MulticlassAccuracy(self.num_classes, average="micro", validate_args=False), "loss": MeanLoss()}
+
+        def accuracy(top_k: int) -> Metric:
+            return MulticlassAccuracy(self.num_classes, average="micro", top_k=top_k, validate_args=False)
+
+        metrics: dict[str, Metric | MetricCollection] = {"accuracy": accuracy(1), "loss": MeanLoss()}
         if self.num_classes > 10:
-            metrics["accuracy_top5"] = MulticlassAccuracy(self.num_classes, average="micro", top_k=5, validate_args=False)
+            metrics["accuracy_top5"] = accuracy(5)
         return MetricCollection(metrics, compute_groups=False)
 
     def update(self, metrics: MetricCollection, output: Tensor, batch: dict[str, Tensor]) -> None:

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from papermix.errors import UserError, nearest  # noqa: E402
+from papermix.run.machine import cores  # noqa: E402
 from scripts.benchmarks import NAMES  # noqa: E402
 from scripts.benchmarks import harness as h  # noqa: E402
 
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None, page: Path = PAGE) -> dict[str, Any
     if args.write and args.smoke:
         raise UserError("--smoke measures nothing that could be written: drop --write.")
     before = h.load()
-    h.check_idle(before, h.cores(), args.force or args.smoke)
+    h.check_idle(before, cores(), args.force or args.smoke)
     options = h.Options(1 if args.smoke else args.repetitions, args.smoke, args.train, args.threads, args.device)
     around = h.surroundings(before)
     print(f"{around['machine']['cpu']}, {around['machine']['cores']} cores, load {before:.2f}", flush=True)

@@ -49,8 +49,7 @@ def rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     test = {k: v for k, v in result["metrics"].items() if k.startswith("test/")}
     shown = test or {k: v for k, v in result["metrics"].items() if k.startswith("val/")}
     out = [(k.replace("/", " ").replace("_", " "), metric_text(k, v)) for k, v in sorted(shown.items())]
-    counts = result["parameters"]
-    out.append(("parameters", quantity(counts["total"] if isinstance(counts, dict) else counts)))
+    out.append(("parameters", quantity(result["parameters"])))
     out.append(("density", f"{100 * result['density']:.3g} %"))
     flops = quantity(result["flops"])
     if result.get("effective_flops") not in (None, result["flops"]):

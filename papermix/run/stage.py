@@ -3,8 +3,6 @@
 import logging
 import platform
 import random
-import resource
-import subprocess
 import sys
 import time
 import warnings
@@ -26,6 +24,7 @@ from papermix.run import folder
 from papermix.run.build import build
 from papermix.run.check import PARTS
 from papermix.run.checkpoint_io import VerifiedCheckpointIO, find_last
+from papermix.run.machine import cpu_model, git_state, resident_memory
 
 RESULT = "result.json"
 
@@ -201,7 +200,8 @@ def measure(config: dict[str, Any], place: Path, method: Any, datamodule: Any, t
     dense = flops(method.model, example[method.task.input])
     effective = flops(method.model, example[method.task.input], effective=True)
     return {
-        "parameters": counts,
+        "parameters": counts["total"],
+        "trainable_parameters": counts["trainable"],
         "density": density(method.model),
         "flops": dense,
         "effective_flops": effective,
@@ -214,7 +214,7 @@ def measure(config: dict[str, Any], place: Path, method: Any, datamodule: Any, t
         "stage": config["stage"],
         "monitor": {"name": method.task.monitor, "mode": method.task.mode},
         "processes": trainer.world_size,
-        "device": torch.cuda.get_device_name() if method.device.type == "cuda" else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name() if method.device.type == "cuda" else cpu_model(),
         "git": git_state(),
         "versions": {
             "papermix": __version__,
@@ -227,23 +227,8 @@ def measure(config: dict[str, Any], place: Path, method: Any, datamodule: Any, t
 
 def peak_memory() -> int:
     """Largest memory of this process so far in bytes: on the GPU when one is used, else resident."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def git_state() -> dict[str, Any] | None:
-    """Commit of the code and whether it has uncommitted changes; None outside a checkout."""
-    root = Path(__file__).resolve().parents[2]
-
-    def git(*args: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.SubprocessError):
-        return None
+    on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return on_gpu or resident_memory()
 
 
 def find_weights(source: str, place: Path) -> Path:

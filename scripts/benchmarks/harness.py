@@ -5,11 +5,12 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from papermix.errors import UserError
+from papermix.run.machine import cores, cpu_model, git_state
+from papermix.run.reporting.blocks import put
 
 Clock = Callable[[], float]
 
@@ -206,26 +207,10 @@ def check_idle(load_now: float, cores: int, force: bool = False) -> None:
         )
 
 
-def cpu_model() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def surroundings(load_before: float) -> dict[str, Any]:
     """Machine, versions and commit, as every result states them."""
     import pytorch_lightning as pl
     import torch
-
-    from papermix.run.stage import git_state
 
     return {
         "machine": {
@@ -287,11 +272,5 @@ def markdown(report: Report, around: Mapping[str, Any]) -> str:
 
 
 def put_block(page: str, name: str, block: str) -> str:
-    """The page with the text between ``<!-- benchmark:NAME -->`` and its end replaced; a section is added where there is none."""
-    start, end = f"<!-- benchmark:{name} -->", f"<!-- /benchmark:{name} -->"
-    whole = f"{start}\n{block}\n{end}"
-    if start not in page and end not in page:
-        return f"{page.rstrip()}\n\n## Benchmark: {name}\n\n{whole}\n".lstrip()
-    if page.count(start) != 1 or page.count(end) != 1 or page.index(end) < page.index(start):
-        raise UserError(f"the page must hold {start} and {end} once each, in this order: mend its markers.")
-    return page[: page.index(start)] + whole + page[page.index(end) + len(end) :]
+    """The page with the section of this benchmark replaced; added at its end where there is none."""
+    return put(page, f"benchmark:{name}", f"## Benchmark: {name}\n\n{block}")

@@ -24,7 +24,7 @@ def make_run(root: Path, name: str, overrides: list[str], metrics: dict[str, flo
     }
     result = {
         "metrics": metrics,
-        "parameters": {"total": 1000, "trainable": 1000},
+        "parameters": 1000,
         "density": 1.0,
         "flops": 2000,
         "effective_flops": 2000,

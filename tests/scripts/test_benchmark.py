@@ -152,7 +152,7 @@ def test_markdown_names_machine_commit_and_bounds():
 
 def test_blocks_are_added_and_replaced():
     page = harness.put_block("# Results\n", "data", "first")
-    assert page == "# Results\n\n## Benchmark: data\n\n<!-- benchmark:data -->\nfirst\n<!-- /benchmark:data -->\n"
+    assert page == "# Results\n\n<!-- benchmark:data -->\n## Benchmark: data\n\nfirst\n<!-- /benchmark:data -->\n"
     page = harness.put_block(page + "\nmore\n", "data", "second")
     assert "first" not in page and page.count("second") == 1 and page.endswith("\nmore\n")
     page = harness.put_block(page, "text", "third")
@@ -161,7 +161,7 @@ def test_blocks_are_added_and_replaced():
 
 @pytest.mark.parametrize("page", ["<!-- benchmark:data -->\n", "<!-- /benchmark:data -->\n<!-- benchmark:data -->\n"])
 def test_broken_markers_are_named(page):
-    with pytest.raises(UserError, match="mend its markers"):
+    with pytest.raises(UserError, match="once each, where it belongs"):
         harness.put_block(page, "data", "block")
 
 

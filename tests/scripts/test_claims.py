@@ -216,7 +216,7 @@ class Runs:
         print("much output")
         value = 0.9 + 0.001 * cfg.seed - (0.02 if cfg.sparsity.get("_target_") else 0)
         return {
-            "metrics": {"test/accuracy": value}, "density": 1.0, "parameters": {"total": 10}, "wall_seconds": 2.0,
+            "metrics": {"test/accuracy": value}, "density": 1.0, "parameters": 10, "wall_seconds": 2.0,
             "versions": {"papermix": "0.1.0"}, "git": {"commit": "0" * 40, "dirty": False},
         }  # fmt: skip
 

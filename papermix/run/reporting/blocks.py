@@ -12,17 +12,15 @@ def put(page: str, name: str, body: str, where: str = "") -> str:
     """The page with a block's text replaced; added at the end where there is no such block, unless ``where`` names the page.
 
     Raises:
-        UserError: the page at ``where`` has no such block, or a block that never ends.
+        UserError: the page at ``where`` has no such block, or its two marks do not stand there once each, in order.
     """
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     block = f"{start}\n{body.strip()}\n{end}"
-    before, found, rest = page.partition(start)
-    if not found and not where:
+    if start not in page and end not in page and not where:
         return f"{page.rstrip()}\n\n{block}\n".lstrip()
-    _, ended, after = rest.partition(end)
-    if not found or not ended:
-        raise UserError(f"{where or 'the page'} has no block from {start} to {end}: put these two lines where it belongs.")
-    return before + block + after
+    if page.count(start) != 1 or page.count(end) != 1 or page.index(end) < page.index(start):
+        raise UserError(f"{where or 'the page'} has no block from {start} to {end}: put these two lines, once each, where it belongs.")
+    return page[: page.index(start)] + block + page[page.index(end) + len(end) :]
 
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

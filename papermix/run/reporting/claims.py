@@ -8,7 +8,6 @@ import contextlib
 import gc
 import math
 import os
-import platform
 import re
 import statistics
 import time
@@ -19,6 +18,7 @@ from typing import Any
 
 from papermix.errors import UserError, nearest
 from papermix.run.catalog import CONF
+from papermix.run.machine import cores, cpu_model
 from papermix.run.reporting.inequality import Expression, Inequality, inequality
 from papermix.run.reporting.papers import check_keys, read_yaml
 from papermix.run.reporting.verdict import RULE, judge, overall
@@ -201,7 +201,6 @@ def run(claim: Claim, outputs: Path, seeds: Sequence[int] | None = None, start: 
 def measured(claim: Claim, result: Mapping[str, Any]) -> float:
     """The claim's measure of a run. Raises UserError for a name that the result lacks."""
     values: dict[str, float] = {k: v for k, v in result.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    values |= {"parameters": result["parameters"]["total"]} if isinstance(result.get("parameters"), dict) else {}
     values |= result["metrics"]
     for name in sorted(claim.measure.names):
         if name not in values:
@@ -256,10 +255,4 @@ def _commit(git: Mapping[str, Any] | None) -> str:
 
 def machine() -> dict[str, Any]:
     """Processor, cores that this process may use, and the threads that torch was told to use (None: its own choice)."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        cpu = platform.processor() or platform.machine()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": cpu, "cores": cores, "threads": os.environ.get("OMP_NUM_THREADS")}
+    return {"cpu": cpu_model(), "cores": cores(), "threads": os.environ.get("OMP_NUM_THREADS")}

@@ -76,8 +76,6 @@ class Section:
 def number(result: Mapping[str, Any], name: str) -> float | None:
     """A metric or another number of a result, such as ``density``; None where it has none of that name."""
     value = result["metrics"].get(name, result.get(name))
-    if name == "parameters" and isinstance(value, dict):
-        value = value["total"]
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
