@@ -49,6 +49,13 @@ class Method(pl.LightningModule):
         self._logged_at = 0
         self._schedule: Any = None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes the hook in progress about fifty times a step; torch's way looks for parameters and modules every time
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     # ---- what a method may change -------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Any:
