@@ -21,6 +21,7 @@ from lightning_modules.method import Method
 from papermix import __version__
 from papermix.errors import UserError
 from papermix.run import folder
+from papermix.run.allocator import keep_freed_memory
 from papermix.run.build import build
 from papermix.run.check import PARTS
 from papermix.run.checkpoint_io import VerifiedCheckpointIO, find_last
@@ -150,6 +151,7 @@ def run_stage(place: Path) -> dict[str, Any] | None:
     """
     config = folder.read_config(place)
     quiet()
+    keep_freed_memory()
     if config["hardware"]["threads"]:
         torch.set_num_threads(config["hardware"]["threads"])
     datamodule = build(without_parts(config, "dataset"))
