@@ -74,6 +74,8 @@ def test_equal_weights_after_20_steps(case: str, two: Path, tmp_path: Path) -> N
 
 if __name__ == "__main__":
     from papermix.run.stage import run_stage
+    from papermix.run.worker import leave
 
     for name in CASES:
         run_stage(Path(sys.argv[1]) / name)
+    leave()
