@@ -205,6 +205,8 @@ def test_two_real_ranks_take_one_ddp_step_under_lightning(tmp_path: Path) -> Non
         line = Line()
         trainer.fit(line, torch.utils.data.DataLoader(torch.zeros(4, 1), batch_size=1))
         (folder / f"w-{rank}").write_text(f"{trainer.world_size} {line.w.item():.3f}")
+        from papermix.run.worker import leave
+        leave()
     """
     launch(tmp_path, 2, env={"OMP_NUM_THREADS": "1"}, command=rank_script(tmp_path, body))
     # the mean of the gradients 1 and 2, in both, and no further processes of Lightning's own
