@@ -30,6 +30,8 @@ class DataModule(pl.LightningDataModule):
         if limit is not None and limit < 1:
             raise UserError(f"dataset.limit={limit} must be at least 1, or null for all the data")
         self.batch_size, self.fake, self.limit, self.seed = batch_size, fake, limit, seed
+        # path -> what is wrong with it: what was left out because of dataset.skip_bad
+        self.damaged: dict[str, str] = {}
         self._loaded = False
 
     def load(self) -> None:

@@ -140,7 +140,7 @@ class ImageFolders(ImageData):
             v2.Compose([*geometry, v2.PILToTensor()]),
             "RGB" if self.in_chans == 3 else "L",
         )
-        return WorkerLoader(read, tensors, workers=self.workers, skip_bad=self.skip_bad, **settings)
+        return WorkerLoader(read, tensors, workers=self.workers, skip_bad=self.skip_bad, damaged=self.damaged, **settings)
 
 
 class ReadImage:

@@ -11,7 +11,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -252,18 +252,25 @@ class Damaged:
     reason: str
 
 
+def stack_images(images: list[Tensor]) -> Batch:
+    """Images of one size as a batch."""
+    return {"image": torch.stack(images)}
+
+
 class WorkerLoader(IndexLoader):
-    """Batches whose images are read and transformed one by one in worker processes.
+    """Batches whose examples are read and transformed one by one in worker processes.
 
     The randomness of an example is a function of (seed, epoch, index), and that of a batch of (seed, epoch, batch), so the number
     of workers changes nothing but the speed, and a resumed epoch goes on with the very batches that were left.
 
     Args:
-        read: ``read(index)`` -> the image, a tensor, or :class:`Damaged`; picklable; may draw from torch's global generator,
-            which is seeded around the call.
+        read: ``read(index)`` -> an example or :class:`Damaged`; picklable, of a length where ``tensors`` is empty; may draw from
+            torch's global generator, which is seeded around the call.
         tensors: name -> tensor [examples, ...] of what lies in memory (labels); stays in this process.
+        collate: a list of examples -> the entries of a batch, in the worker; the default stacks images.
         workers: processes that read; 0 reads in this one.
-        skip_bad: leave damaged examples out of their batch and note their paths in ``self.damaged``, instead of raising.
+        skip_bad: leave damaged examples out of their batch and note them in ``damaged``, instead of raising.
+        damaged: path -> what is wrong with it, filled in; loaders may share one.
         others: see :class:`TensorLoader` and :class:`IndexLoader`.
 
     Raises:
@@ -272,20 +279,22 @@ class WorkerLoader(IndexLoader):
 
     def __init__(
         self,
-        read: Callable[[int], Tensor | Damaged],
+        read: Any,
         tensors: Batch,
         batch_size: int,
         *,
+        collate: Callable[[list[Any]], Batch] = stack_images,
         workers: int = 0,
         transform: Transform | None = None,
         device: torch.device | str = "cpu",
         skip_bad: bool = False,
+        damaged: dict[str, str] | None = None,
         **others: Any,
     ):
-        super().__init__(len(next(iter(tensors.values()))), batch_size, **others)
+        super().__init__(len(next(iter(tensors.values()), read)), batch_size, **others)
         self.read, self.tensors, self.workers, self.transform = read, tensors, workers, transform
-        self.device, self.skip_bad = torch.device(device), skip_bad
-        self.damaged: dict[str, str] = {}
+        self.collate, self.device, self.skip_bad = collate, torch.device(device), skip_bad
+        self.damaged: dict[str, str] = {} if damaged is None else damaged
 
     def batches(self, epoch: int, first: int) -> Iterator[Batch]:
         order = self.order(epoch)
@@ -294,30 +303,32 @@ class WorkerLoader(IndexLoader):
             _Reads(self.read, self.seed, epoch),
             batch_sampler=[order[s.start + s.low : s.start + s.high].tolist() for s in shares],
             num_workers=self.workers,
-            collate_fn=_collate,
+            collate_fn=partial(_sort_out, self.collate),
             pin_memory=self.device.type == "cuda",
             # a generator of its own: else each pass would draw from the global one, and a resumed pass once more
             generator=torch.Generator(),
         )
         known = len(self.damaged)
-        for number, share, (good, images, damaged) in zip(itertools.count(first), shares, loader):
+        for number, share, (good, examples, damaged) in zip(itertools.count(first), shares, loader):
             for bad in damaged:
                 self._note(bad)
             if not good.any():
-                raise UserError(f"all {len(good)} images of a batch are damaged, such as {damaged[0].path}: check the folder")
+                if not self.drop_last:
+                    continue  # an evaluation misses nothing by it
+                raise UserError(f"all {len(good)} examples of a batch are damaged, such as {damaged[0].path}: check the folder")
             index = order[share.start + share.low : share.start + share.high][good]
-            batch = {"image": images, **{name: tensor[index] for name, tensor in self.tensors.items()}, "index": index}
+            batch = {**examples, **{name: tensor[index] for name, tensor in self.tensors.items()}, "index": index}
             batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
             if self.transform is not None:
                 batch = self.transform(batch, Draw((self.seed, "batch", epoch, number), share, good))
             yield batch
         if len(self.damaged) > known:
             path, reason = next(reversed(self.damaged.items()))
-            warnings.warn(f"damaged images skipped so far: {len(self.damaged)}, such as {path} ({reason})", stacklevel=2)
+            warnings.warn(f"damaged examples skipped so far: {len(self.damaged)}, such as {path} ({reason})", stacklevel=2)
 
     def _note(self, bad: Damaged) -> None:
         if not self.skip_bad:
-            raise UserError(f"{bad.path} cannot be read ({bad.reason}): restore the file or set dataset.skip_bad=true")
+            raise UserError(f"{bad.path} cannot be used ({bad.reason}): restore the file or set dataset.skip_bad=true")
         self.damaged[bad.path] = bad.reason
 
 
@@ -334,18 +345,18 @@ def check_batch(batch_size: int, world: int) -> None:
 class _Reads(Dataset):
     """``read`` under a seed of its own for every (seed, epoch, index); torch's global generator is left as it was."""
 
-    def __init__(self, read: Callable[[int], Tensor | Damaged], seed: int, epoch: int):
+    def __init__(self, read: Any, seed: int, epoch: int):
         self.read, self.key = read, (seed, "example", epoch)
 
-    def __getitem__(self, index: int) -> Tensor | Damaged:
+    def __getitem__(self, index: int) -> Any:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(mix(*self.key, index))
             return self.read(index)
 
 
-def _collate(images: list[Tensor | Damaged]) -> tuple[Tensor, Tensor, list[Damaged]]:
-    """Return which images are good (bool [share]), the good ones stacked, and what is said of the others."""
-    good = [image for image in images if isinstance(image, Tensor)]
-    damaged = [image for image in images if isinstance(image, Damaged)]
-    which = torch.tensor([isinstance(image, Tensor) for image in images])
-    return which, torch.stack(good) if good else torch.empty(0), damaged
+def _sort_out(collate: Callable[[list[Any]], Batch], examples: list[Any]) -> tuple[Tensor, Batch, list[Damaged]]:
+    """Return which examples are good (bool [share]), the batch of the good ones, and what is said of the others."""
+    good = [example for example in examples if not isinstance(example, Damaged)]
+    damaged = [example for example in examples if isinstance(example, Damaged)]
+    which = torch.tensor([not isinstance(example, Damaged) for example in examples])
+    return which, collate(good) if good else {}, damaged

@@ -39,6 +39,9 @@ class Method(pl.LightningModule):
         super().__init__()
         self.model = model
         self.task = task
+        heads = self.heads()
+        if heads:
+            model.reset_heads(heads)  # type: ignore[operator]
         self.optimizer_factory = optimizer
         self.scheduler_factory = scheduler
         self.metrics = nn.ModuleDict({"val_metrics": task.metrics(), "test_metrics": task.metrics()})
@@ -57,6 +60,10 @@ class Method(pl.LightningModule):
             super().__setattr__(name, value)
 
     # ---- what a method may change -------------------------------------------------------------------------------------------
+
+    def heads(self) -> dict[str, int]:
+        """Name -> channels of the maps that a dense model must give; empty for models of another kind."""
+        return dict(getattr(self.task, "heads", {}))
 
     def forward(self, x: Tensor) -> Any:
         """The model's output."""
@@ -120,8 +127,10 @@ class Method(pl.LightningModule):
 
     # ---- evaluation ---------------------------------------------------------------------------------------------------------
 
-    def _evaluate(self, batch: dict[str, Tensor], split: str) -> None:
-        self.task.update(self.metrics[f"{split}_metrics"], self.predict(batch, split), batch)  # type: ignore[arg-type]
+    def _evaluate(self, batch: dict[str, Tensor], split: str) -> Any:
+        output = self.predict(batch, split)
+        self.task.update(self.metrics[f"{split}_metrics"], output, batch)  # type: ignore[arg-type]
+        return output
 
     def _report(self, split: str) -> dict[str, Tensor]:
         metrics: Any = self.metrics[f"{split}_metrics"]
@@ -130,9 +139,9 @@ class Method(pl.LightningModule):
         metrics.reset()
         return values
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Add a validation batch to the metrics."""
-        self._evaluate(batch, "val")
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> Any:
+        """Add a validation batch to the metrics; the output is for callbacks to look at."""
+        return self._evaluate(batch, "val")
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/*``; a schedule that waits for a plateau is told."""
@@ -140,9 +149,9 @@ class Method(pl.LightningModule):
         if getattr(self._schedule, "needs_metric", False) and self.trainer.training:
             self._schedule.step(value)
 
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Add a test batch to the metrics."""
-        self._evaluate(batch, "test")
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> Any:
+        """Add a test batch to the metrics; the output is for callbacks to look at."""
+        return self._evaluate(batch, "test")
 
     def on_test_epoch_end(self) -> None:
         """Log ``test/*``."""

@@ -1,6 +1,7 @@
 """Tasks: the loss and the metrics of a kind of data. A dataset option names its task; methods and models stay free of it."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from lightning_modules.processes import mean_over_processes
 from papermix.errors import UserError
 
 
@@ -53,15 +55,20 @@ class Task(nn.Module):
     monitor = "val/loss"
     mode = "min"
 
-    def loss(self, output: Tensor, batch: dict[str, Tensor], reduction: str = "mean") -> Tensor:
+    def loss(self, output: Any, batch: dict[str, Tensor], reduction: str = "mean") -> Tensor:
         """Loss of a model's output; with ``reduction="none"`` one number for each element."""
         raise TypeError(f"{type(self).__name__} defines no loss")
+
+    def mean(self, loss: Tensor, count: Tensor) -> Tensor:
+        """Sum of ``loss`` over ``count``, which in training is the mean count of all processes."""
+        number = mean_over_processes(count.float()) if self.training else count
+        return loss.sum() / number.clamp_min(1e-6)
 
     def metrics(self) -> MetricCollection:
         """Fresh metrics; their names stand after ``val/`` and ``test/``."""
         raise TypeError(f"{type(self).__name__} defines no metrics")
 
-    def update(self, metrics: MetricCollection, output: Tensor, batch: dict[str, Tensor]) -> None:
+    def update(self, metrics: MetricCollection, output: Any, batch: dict[str, Tensor]) -> None:
         """Add a batch to the metrics."""
         raise TypeError(f"{type(self).__name__} defines no update")
 
@@ -116,7 +123,7 @@ class Classification(Task):
 class LanguageModelling(Task):
     """The next token of every position: cross-entropy, bits per character or perplexity per word.
 
-    Batches hold ``tokens`` and ``target``, int64 [B, T]; outputs are logits [B, T, vocab_size].
+    Batches hold ``tokens`` and ``target``, int64 [B, T], the latter -1 where a sequence is padded; outputs are logits [B, T, vocab_size].
 
     Args:
         vocab_size: number of tokens.
@@ -136,10 +143,10 @@ class LanguageModelling(Task):
         self.monitor = "val/bits_per_character" if unit == "char" else "val/perplexity"
 
     def loss(self, output: Tensor, batch: dict[str, Tensor], reduction: str = "mean") -> Tensor:
-        """Cross-entropy in nats per token; ``reduction="none"`` gives [B, T]."""
+        """Cross-entropy in nats per token that is not padding (below 0); ``reduction="none"`` gives [B, T], 0 at padding."""
         target = batch["target"]
-        loss = F.cross_entropy(output.flatten(0, 1), target.flatten(), reduction=reduction)
-        return loss.view(target.shape) if reduction == "none" else loss
+        loss = F.cross_entropy(output.flatten(0, 1), target.flatten(), reduction="none", ignore_index=-1)
+        return loss.view(target.shape) if reduction == "none" else self.mean(loss, (target >= 0).sum())
 
     def metrics(self) -> MetricCollection:
         """``loss`` (nats per token) and ``bits_per_character`` or ``perplexity``."""
@@ -147,7 +154,7 @@ class LanguageModelling(Task):
         return MetricCollection({**own, "loss": MeanLoss()}, compute_groups=False)
 
     def update(self, metrics: MetricCollection, output: Tensor, batch: dict[str, Tensor]) -> None:
-        """Add logits [B, T, vocab_size] and targets [B, T]; targets below zero are left out (padding)."""
+        """Add logits [B, T, vocab_size] and targets [B, T]; padding is left out."""
         loss = self.loss(output, batch, reduction="none")[batch["target"] >= 0]
         for metric in metrics.values():
             metric.update(loss)

@@ -18,6 +18,9 @@ TINY = [
 ]
 
 IMAGES = ["dataset.batch_size=8", "dataset.limit=160"]
+# drawn or fake scenes, changed in every way
+SCENES = ["dataset.batch_size=4", "dataset.limit=48", "dataset.image_size=32", "dataset.workers=0"]
+PHOTOS = [*SCENES, "dataset.image_size=40", "dataset.resize=24", "dataset.max_size=32", "dataset.augment.crop=[16,24]"]
 TEXT = ["dataset.batch_size=4", "dataset.seq_len=12", "dataset.limit=1200"]
 
 DATASETS: dict[str, list[str]] = {
@@ -32,6 +35,15 @@ DATASETS: dict[str, list[str]] = {
     "pydocs_word": TEXT,
     "ptb_char": TEXT,
     "ptb_word": TEXT,
+    "shapes_semantic": SCENES,
+    "shapes_instance": SCENES,
+    "shapes_panoptic": SCENES,
+    "shapes_depth": SCENES,
+    "voc_segmentation": PHOTOS,
+    "coco_panoptic": PHOTOS,
+    "coco_instances": PHOTOS,
+    "cityscapes_panoptic": PHOTOS,
+    "coco_captions": [*PHOTOS, "dataset.vocab_size=300"],
 }
 
 MODELS: dict[str, list[str]] = {
@@ -44,12 +56,16 @@ MODELS: dict[str, list[str]] = {
     "timm": ["model.name=test_resnet"],
     "lstm_lm": ["model.width=12"],
     "transformer_lm": ["model.width=16", "model.layers=1", "model.heads=2"],
+    "fpn": ["model.backbone=test_resnet", "model.width=8"],
+    "unet": ["model.width=4"],
+    "deeplabv3": ["model.backbone=test_resnet", "model.width=8"],
 }
 
 METHODS: dict[str, list[str]] = {
     "supervised": [],
     "linear_probe": ["method.normalize=true"],
     "finetune": ["method.layer_decay=0.5", "method.frozen_epochs=1"],
+    "center_offset": ["method.sigma=2.0", "method.center_weight=2.0", "method.stuff_area=16", "optimizer.lr=0.01"],
 }
 
 SPARSITIES: dict[str, list[str]] = {
@@ -96,15 +112,25 @@ def base_of(group: str, name: str) -> str:
     return base_of(group, bases[0]) if bases else name
 
 
-def smallest(**chosen: str) -> list[str]:
-    """Overrides of the smallest run with these options (``model="mlp"``); what is not named is as small as it gets."""
+def completed(**chosen: str) -> dict[str, str]:
+    """``chosen`` options, and a dataset, model and method that go with them."""
     from papermix.run.catalog import options
 
+    needs = frozenset().union(*(options(group)[name].needs for group, name in chosen.items()))
     if "dataset" not in chosen:
-        chosen["dataset"] = "pydocs_char" if "tokens" in options("model")[chosen.get("model", "mlp")].needs else "digits"
+        kinds = {"tokens": "pydocs_char", "vocabulary": "pydocs_char", "panoptic": "shapes_panoptic", "dense": "shapes_semantic"}
+        chosen["dataset"] = next((name for word, name in kinds.items() if word in needs), "digits")
+    data = options("dataset")[chosen["dataset"]]
     if "model" not in chosen:
-        chosen["model"] = "lstm_lm" if "tokens" in options("dataset")[chosen["dataset"]].gives else "mlp"
+        chosen["model"] = "lstm_lm" if "tokens" in data.gives else "unet" if "dense_model" in data.needs else "mlp"
+    if "method" not in chosen and "grouping" in data.needs:
+        chosen["method"] = "center_offset"
+    return chosen
+
+
+def smallest(**chosen: str) -> list[str]:
+    """Overrides of the smallest run with these options (``model="mlp"``); what is not named is as small as it gets."""
     overrides = list(TINY)
-    for group, name in chosen.items():
+    for group, name in completed(**chosen).items():
         overrides += [f"{group}={name}", *TABLE[group][name]]
     return overrides

@@ -1,5 +1,6 @@
 """What holds for every option: it trains, resumes bit for bit in the middle of an epoch, and stops before a broken update."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,19 +45,24 @@ def test_resumes_bit_for_bit(group: str, name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", list(TABLE["method"]))
 def test_a_loss_that_is_not_finite_stops_before_the_update(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning_modules.tasks import Classification
+    from lightning_modules.dense_tasks import SemanticSegmentation
+    from lightning_modules.tasks import Classification, Task
 
-    original, seen = Classification.loss, []
+    seen = []
 
-    def poisoned(self: Classification, *args: object, **kwargs: object) -> torch.Tensor:
-        loss = original(self, *args, **kwargs)  # type: ignore[arg-type]
-        if self.training:
-            seen.append(0)
-            if len(seen) == 4:
-                return loss * float("nan")
+    def poisoned(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def loss(self: Task, *args: object, **kwargs: object) -> torch.Tensor:
+            value = original(self, *args, **kwargs)
+            if self.training:
+                seen.append(0)
+                if len(seen) == 4:
+                    return value * float("nan")
+            return value
+
         return loss
 
-    monkeypatch.setattr(Classification, "loss", poisoned)
+    for task in (Classification, SemanticSegmentation):
+        monkeypatch.setattr(task, "loss", poisoned(task.loss))
     with pytest.raises(UserError) as caught:
         run(smallest(method=name), tmp_path)
     assert "step" in str(caught.value) and "\n" not in str(caught.value)

@@ -20,6 +20,8 @@ CASES: dict[str, list[str]] = {
     "finetune": [*smallest(method="finetune", model="mlp"), *PLAIN],
     "magnitude": [*smallest(sparsity="magnitude", model="mlp"), *PLAIN],
     "adam": [*smallest(optimizer="adam", model="mlp"), *PLAIN],
+    "unet": [*smallest(model="unet"), "model.norm=group", "model.levels=2"],
+    "center_offset": [*smallest(method="center_offset"), "model.norm=group", "model.levels=2"],
     "lstm_lm": smallest(model="lstm_lm"),
     "transformer_lm": [*smallest(model="transformer_lm"), "model.dropout=0.0"],
 }

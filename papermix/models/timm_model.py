@@ -43,38 +43,49 @@ def timm_model(
     """
     import timm
 
-    import papermix.models.registry  # noqa: F401  (makes our own names known to timm)
-
     kwargs: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans, **(args or {})}
     kwargs |= {k: v for k, v in {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}.items() if v is not None}
-    elsewhere = ":" in name
-    if not elsewhere:
-        _check_name(name, pretrained)
+    check_name(name, pretrained)
+    if ":" not in name:
         config = timm.models.get_pretrained_cfg(name)
         if image_size is not None and config is not None and config.fixed_input_size:
             kwargs.setdefault("img_size", image_size)
+    model = create(name, pretrained, kwargs)
+    if image_size is not None:
+        _try_image(model, name, in_chans, image_size)
+    return model
+
+
+def create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    """``timm.create_model`` for a name that :func:`check_name` has passed; what goes wrong is a UserError."""
+    import timm
+
     try:
-        model = timm.create_model(name, pretrained=pretrained, **kwargs)
+        return timm.create_model(name, pretrained=pretrained, **kwargs)
     except UserError:
         raise
     except Exception as e:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(e))
         if unknown:
             raise UserError(f"model {name} does not take {unknown[1]!r}{nearest(unknown[1], _keywords(name))}.") from e
-        if pretrained or elsewhere:
+        if pretrained or ":" in name:
             raise UserError(
-                f"the weights of {name} cannot be loaded ({_first_line(e)}): check network and name, or use pretrained=false."
+                f"the weights of {name} cannot be loaded ({first_line(e)}): check network and name, or use pretrained=false."
             ) from e
-        raise UserError(f"model {name} cannot be built with {_words(kwargs)} ({_first_line(e)}): change one of these.") from e
-    if image_size is not None:
-        _try_image(model, name, in_chans, image_size)
-    return model
+        raise UserError(f"model {name} cannot be built with {_words(kwargs)} ({first_line(e)}): change one of these.") from e
 
 
-def _check_name(name: str, pretrained: bool) -> None:
-    """Raise UserError unless timm knows the name and its tag, and has weights for it where they are wanted."""
+def check_name(name: str, pretrained: bool) -> None:
+    """Raise UserError unless timm knows the name (ours among them) and its tag, and has weights for it where they are wanted.
+
+    Models elsewhere (``hf-hub:``, ``local-dir:``) are only known when they are built.
+    """
     import timm
 
+    import papermix.models.registry  # noqa: F401  (makes our own names known to timm)
+
+    if ":" in name:
+        return
     architecture, tag = timm.models.split_model_name_tag(name)
     if not timm.is_model(architecture):
         raise UserError(f"timm has no model {name!r}{nearest(architecture, timm.list_models())}.")
@@ -117,14 +128,15 @@ def _try_image(model: nn.Module, name: str, in_chans: int, image_size: int) -> N
             model(image)
     except Exception as e:
         raise UserError(
-            f"model {name} cannot take images of {in_chans}x{image_size}x{image_size} ({_first_line(e)}): "
+            f"model {name} cannot take images of {in_chans}x{image_size}x{image_size} ({first_line(e)}): "
             "use larger images, another model, or other settings (+model.args....)."
         ) from e
     finally:
         model.train(was_training)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Type and first line of an exception, for one sentence."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0].rstrip('. ')}" if text else type(error).__name__
 

@@ -180,7 +180,12 @@ def _short(value: Any) -> str:
 
 def _entries(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
     """(how the user names it, node) of everything that may state capabilities."""
-    choices = OmegaConf.select(cfg, "hydra.runtime.choices") or {}
+    choices = OmegaConf.select(cfg, "hydra.runtime.choices")
+    if choices is None:
+        from hydra.core.hydra_config import HydraConfig
+
+        # @hydra.main takes its own node out of the config
+        choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     for group in catalog.MIXED:
         node = cfg.get(group) if group in cfg else None
         if not isinstance(node, DictConfig):

@@ -61,7 +61,7 @@ RULES: dict[str, Rule] = {
     "dataset.limit": _or_null(_whole(1)),
     "dataset.num_classes": _whole(1),
     "dataset.in_chans": _whole(1),
-    "dataset.image_size": _whole(1),
+    "dataset.image_size": _or_null(_whole(1)),
     "dataset.vocab_size": _whole(1),
     "dataset.seq_len": _whole(1),
     "dataset.workers": _whole(0),

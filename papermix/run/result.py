@@ -1,6 +1,7 @@
 """Results of runs: compare them, print them."""
 
 import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,10 +39,15 @@ def duration(seconds: float) -> str:
 
 
 def metric_text(name: str, value: float) -> str:
-    """A metric for people: accuracies in percent."""
+    """A metric for people: shares (accuracy, IoU, panoptic quality, average precision) in percent."""
     if not math.isfinite(value):
         return str(value)
-    return f"{100 * value:.2f} %" if "accuracy" in name else f"{value:.4g}"
+    return f"{100 * value:.2f} %" if is_share(name) else f"{value:.4g}"
+
+
+def is_share(name: str) -> bool:
+    """Whether a metric's values are parts of one: shown in percent."""
+    return "accuracy" in name or re.match(r"mean_iou|[psr]q(_|$)|a[pr]\d*(_|$)", name.rpartition("/")[2]) is not None
 
 
 def rows(result: dict[str, Any]) -> list[tuple[str, str]]:
@@ -55,6 +61,9 @@ def rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     if result.get("effective_flops") not in (None, result["flops"]):
         flops += f" ({quantity(result['effective_flops'])} at this density)"
     out.append(("FLOPs per example", flops))
+    if result.get("skipped_examples"):
+        bad = result["skipped_examples"]
+        out.append(("bad examples left out", f"{len(bad)}, such as {bad[0]}"))
     out.append(("time", duration(result["wall_seconds"])))
     out.append(("peak memory", f"{quantity(result['peak_memory_bytes'])}B"))
     return out

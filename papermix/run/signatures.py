@@ -144,12 +144,20 @@ def signature(target: str) -> Signature | None:
     inherited = [signature(f"{module}.{ast.unparse(b)}") for b in bases]
     if own is None:
         return inherited[0] if inherited else Signature()
+    # what a class gives its base itself, nobody else may give
+    fixed = _given_to_base(node) - own.annotations.keys()
     merged = Signature(dict(own.annotations), set(own.required), open=not bases or any(s is None or s.open for s in inherited))
     for base in inherited:
         if base is not None:
-            merged.annotations = {**base.annotations, **merged.annotations}
-            merged.required |= base.required - own.annotations.keys()
+            merged.annotations = {k: v for k, v in base.annotations.items() if k not in fixed} | merged.annotations
+            merged.required |= base.required - own.annotations.keys() - fixed
     return merged
+
+
+def _given_to_base(node: ast.ClassDef) -> set[str]:
+    """Keywords of the call ``super().__init__(...)`` in a class."""
+    calls = (n for n in ast.walk(node) if isinstance(n, ast.Call) and ast.unparse(n.func) == "super().__init__")
+    return {keyword.arg for call in calls for keyword in call.keywords if keyword.arg}
 
 
 _TYPES: dict[str, tuple[type, ...]] = {

@@ -185,11 +185,23 @@ def run_stage(place: Path) -> dict[str, Any] | None:
         if config["test"] == "best" and not best:
             raise UserError("test=best: no checkpoint was ranked, since no validation gave a finite value: use test=last.")
         trainer.test(method, datamodule=datamodule, ckpt_path=best or None, verbose=False)
+    skipped = damaged_everywhere(datamodule)
     if not trainer.is_global_zero:
         return None
-    result = measure(config, place, method, datamodule, trainer) | {"metrics": method.latest, "wall_seconds": clock.seconds(), "status": status}
+    result = measure(config, place, method, datamodule, trainer)
+    result |= {"metrics": method.latest, "skipped_examples": skipped, "wall_seconds": clock.seconds(), "status": status}
     folder.write_json(place / RESULT, result)
     return result
+
+
+def damaged_everywhere(datamodule: Any) -> list[str]:
+    """Paths of the examples that all processes left out because they are damaged, sorted."""
+    mine = sorted(datamodule.damaged)
+    if not torch.distributed.is_initialized():
+        return mine
+    everybody: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everybody, mine)
+    return sorted(set().union(*everybody))
 
 
 def measure(config: dict[str, Any], place: Path, method: Any, datamodule: Any, trainer: pl.Trainer) -> dict[str, Any]:

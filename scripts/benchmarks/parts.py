@@ -108,7 +108,7 @@ def fit(config: Config, steps: int, skip: int, lengthen: Callable[[Any], Any] = 
         window = Window(skip, steps, settle(device_of(config)))
         load = datamodule.loader
         datamodule.loader = lambda split: watch(lengthen(load(split)), window) if split == "train" else load(split)
-        loggers = [build(node) for node in (config["logger"] or {}).values() if node and node.get("_target_")]
+        loggers = [build(node) for node in (config.get("logger") or {}).values() if node and node.get("_target_")]
         trainer = build_trainer(config, place, [*build_callbacks(config), Position(), Clock()], loggers)
         trainer.fit(build_method(config), datamodule=datamodule)
         return window.timing()

@@ -123,9 +123,9 @@ def test_a_damaged_image_is_named_or_skipped(imagenet, damage, workers):
     path.write_bytes({"cut": data[:-40], "empty": b"", "text": b"<html>404</html>"}[damage])
     with pytest.raises(UserError) as error:
         list(ready(imagenet, workers=workers).test_dataloader())
-    assert str(error.value).startswith(f"{path} cannot be read (") and "\n" not in str(error.value)
+    assert str(error.value).startswith(f"{path} cannot be used (") and "\n" not in str(error.value)
     loader = ready(imagenet, workers=workers, skip_bad=True).test_dataloader()
-    with pytest.warns(UserWarning, match="damaged images skipped so far: 1"):
+    with pytest.warns(UserWarning, match="damaged examples skipped so far: 1"):
         seen = torch.cat([batch["index"] for batch in loader])
     assert seen.tolist() == [0, 1, 2, 3, 5, 6, 7, 8] and list(loader.damaged) == [str(path)]
 

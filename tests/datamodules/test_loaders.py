@@ -146,7 +146,7 @@ def test_an_empty_split_is_named():
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_example_is_named(workers):
-    with pytest.raises(UserError, match=r"^7\.png cannot be read \(truncated\): restore the file or set dataset\.skip_bad=true$"):
+    with pytest.raises(UserError, match=r"^7\.png cannot be used \(truncated\): restore the file or set dataset\.skip_bad=true$"):
         list(from_workers(workers, bad=(7,), batch_size=8))
 
 
@@ -157,7 +157,7 @@ def test_damaged_examples_are_left_out_and_counted_without_moving_the_others():
         return training(from_workers, transform=augment, **settings)
 
     whole, skipping = plain(), plain(bad=(7, 20), skip_bad=True)
-    with pytest.warns(UserWarning, match="damaged images skipped so far: 2, such as"):
+    with pytest.warns(UserWarning, match="damaged examples skipped so far: 2, such as"):
         batches = [batch for _ in range(2) for batch in skipping]
     assert skipping.damaged == {"7.png": "truncated", "20.png": "truncated"}
     for expected, batch in zip(take(whole, 8), batches):
@@ -165,9 +165,13 @@ def test_damaged_examples_are_left_out_and_counted_without_moving_the_others():
         assert same([batch], [{name: value[keep] for name, value in expected.items()}])
 
 
-def test_a_batch_of_nothing_but_damage_stops():
-    with pytest.raises(UserError, match=r"all 8 images of a batch are damaged, such as 0\.png"):
-        list(from_workers(bad=tuple(range(8)), batch_size=8, skip_bad=True))
+def test_a_batch_of_nothing_but_damage_stops_training_and_is_passed_over_in_evaluation():
+    loader = from_workers(bad=tuple(range(8)), batch_size=8, skip_bad=True, drop_last=True)
+    with pytest.raises(UserError, match=r"all 8 examples of a batch are damaged, such as 0\.png"):
+        list(loader)
+    loader = from_workers(bad=tuple(range(8)), batch_size=8, skip_bad=True)
+    with pytest.warns(UserWarning, match="skipped so far: 8"):
+        assert [len(batch["index"]) for batch in loader] == [8, 8, 8, 5]
 
 
 class _Recorder(pl.LightningModule):

@@ -11,6 +11,7 @@ from papermix.run.catalog import options
 from papermix.run.check import check_mix
 from papermix.run.compose import compose, freeze
 from papermix.run.explain import explain
+from tests.settings import completed
 
 
 def refused(*overrides: str) -> str:
@@ -118,17 +119,12 @@ def _every_option() -> list[str]:
 def test_every_option_composes_and_is_explained(option: str) -> None:
     group, _, name = option.partition("=")
     assert options(group)[name].summary, f"conf/{group}/{name}.yaml needs a first comment line that says what it is"
-    shown = f"{group}=[{name}]" if group in ("callbacks", "logger") else option
-    overrides = [shown]
-    needs = options(group)[name].needs
-    if needs & {"tokens", "vocabulary"} and group != "dataset":
-        overrides += ["dataset=pydocs_char", *(["model=lstm_lm"] if group != "model" else [])]
-    elif group == "dataset" and "tokens" in options(group)[name].gives:
-        overrides.append("model=lstm_lm")
+    chosen = completed(**{group: name})
+    overrides = [f"{g}=[{o}]" if g in ("callbacks", "logger") else f"{g}={o}" for g, o in chosen.items()]
     assert freeze(compose(overrides, with_hydra=True), overrides, Path("runs/x"))
 
 
 @pytest.mark.parametrize("name", list(options("experiment")))
 def test_every_experiment_composes(name: str) -> None:
-    overrides = [f"experiment={name}"]
-    assert freeze(compose(overrides, with_hydra=True), overrides, Path("runs/x"))
+    for overrides in ([f"experiment={name}"], [f"experiment={name}", "debug=two_steps"]):
+        assert freeze(compose(overrides, with_hydra=True), overrides, Path("runs/x"))

@@ -40,6 +40,12 @@ def test_follows_bases_and_reexports() -> None:
     assert {"model", "task", "optimizer"} <= takes.required and "scheduler" not in takes.required
 
 
+def test_what_a_class_gives_its_base_is_not_asked_for() -> None:
+    takes = signature("datamodules.dense.coco.CocoCaptions")
+    assert takes is not None and {"vocab_size", "batch_size"} <= set(takes.annotations)
+    assert "num_classes" not in takes.required and "num_classes" not in takes.annotations
+
+
 def test_unknown_is_none() -> None:
     assert signature("no_such_package.thing") is None
     assert locate("papermix.errors.Missing") is None

@@ -9,6 +9,7 @@ import yaml
 
 from papermix.errors import UserError, nearest
 from papermix.run.catalog import CONF
+from papermix.run.result import is_share
 
 _KEYS = {"title": str, "authors": list, "venue": str, "year": int, "arxiv": str, "options": list, "published": list}
 _NUMBER = {"metric": str, "data": str, "model": str, "value": float, "table": str, "with": list}
@@ -82,9 +83,9 @@ def read_paper(path: Path) -> Paper:
             example = "{metric: test/accuracy, data: cifar10, model: resnet20, value: 0.9125, table: Table 6}"
             raise UserError(f"{at} must be a mapping like {example}.")
         check_keys(number, _NUMBER, ("metric", "data", "model", "value", "table"), at)
-        if "accuracy" in number["metric"] and not 0 <= number["value"] <= 1:
+        if is_share(number["metric"]) and not 0 <= number["value"] <= 1:
             raise UserError(
-                f"{at}: an accuracy is a fraction here, so write {number['value'] / 100:g} instead of {number['value']:g}."
+                f"{at}: {number['metric']} is a fraction here, so write {number['value'] / 100:g} instead of {number['value']:g}."
             )
         overrides = tuple(str(o) for o in number.get("with", ()))
         published.append(Published(**{k: v for k, v in number.items() if k != "with"}, overrides=overrides))

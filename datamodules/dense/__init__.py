@@ -1,0 +1,1 @@
+"""Data with a truth for every pixel: drawn scenes, COCO, VOC, Cityscapes."""

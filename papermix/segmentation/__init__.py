@@ -1,0 +1,1 @@
+"""Segments of images: semantic, instance and panoptic segmentation without any network."""
