@@ -53,13 +53,18 @@ def show_plan(claim: Any, outputs: Path, seeds: list[int] | None) -> int:
 
 def show(found: dict[str, Any]) -> None:
     """Print what a claim's runs gave."""
-    from papermix.run.reporting.claims_page import text
+    from papermix.run.reporting import grid
+    from papermix.run.reporting.claims_page import plain_arms, slack, text
     from papermix.run.result import print_table
 
     measure = found["measure"]
-    arms = [[n, text(measure, a["mean"]), text(measure, a["std"]), str(len(a["values"]))] for n, a in found["arms"].items()]
-    print_table(["arm", f"mean {measure}", "standard deviation", "seeds"], arms, title=f"{found['name']}: {found['verdict']}")
-    expected = [[e["text"], text(measure, e["slack"]), text(measure, e["uncertainty"]), e["verdict"]] for e in found["expect"]]
+    arms = [[n, text(measure, a["mean"]), text(measure, a["std"]), str(len(a["values"]))] for n, a in plain_arms(found).items()]
+    title = f"{found['name']}: {found['verdict']}"
+    if arms:
+        print_table(["arm", f"mean {measure}", "standard deviation", "seeds"], arms, title=title)
+    if found["grids"]:
+        print_table(["line of a grid", f"mean {measure} of its best runs", "seeds", "best at (seeds)"], grid.rows(found), title=title)
+    expected = [[e["text"], slack(e, found), slack(e, found, "uncertainty"), e["verdict"]] for e in found["expect"]]
     print_table(["expected", "slack", "uncertainty (95 %)", "verdict"], expected)
 
 

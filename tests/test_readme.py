@@ -1,4 +1,4 @@
-"""The README says what is true: its commands compose, its example works, its links lead somewhere."""
+"""The README and the other pages say what is true: commands compose, the example works, links lead somewhere."""
 
 import os
 import re
@@ -20,15 +20,16 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SEARCHES = ("interval(", "tag(", "hydra/sweeper=optuna")
 
 
-def blocks(kind: str) -> list[tuple[str, str]]:
+def blocks(kind: str, page: str = README) -> list[tuple[str, str]]:
     """(what stands behind the language, text) of the fenced blocks of a language."""
-    return re.findall(rf"```{kind}([^\n]*)\n(.*?)```", README, re.S)
+    return re.findall(rf"```{kind}([^\n]*)\n(.*?)```", page, re.S)
 
 
 def commands() -> list[str]:
-    """The command lines of train.py in the README, those of the worked example left out."""
-    lines = [line for info, text in blocks("sh") if "run" not in info for line in text.splitlines()]
-    return [line for line in lines if line.startswith("python train.py")]
+    """The command lines of train.py on all pages, those of the worked example left out."""
+    texts = [text for page in PAGES for info, text in blocks("sh", page.read_text()) if "run" not in info]
+    lines = [line for text in texts for line in text.splitlines()]
+    return [line for line in dict.fromkeys(lines) if line.startswith("python train.py")]
 
 
 @pytest.mark.parametrize("line", commands())
