@@ -96,7 +96,7 @@ def at_truth(batch: dict[str, Tensor], output: dict[str, Any], place: int, head:
     """One image of a batch without padding, and the output for it (``head`` and ``segments``), all at the size of its truth."""
     one = {name: values[place : place + 1] for name, values in batch.items()}
     height, width = one["truth_size"][0].tolist()
-    said: dict[str, Any] = {head: to_truth(output[head][place : place + 1], one)[0][None]}
+    said: dict[str, Any] = {head: next(to_truth(output[head][place : place + 1], one))[None]}
     if "segments" in output:
         said["segments"] = output["segments"][place : place + 1]
     for name in {"semantic", "panoptic", "masks", head} & one.keys():

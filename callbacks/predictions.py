@@ -157,7 +157,7 @@ class Share:
                 self._instances.add(image_id, Instances(found.masks(), found.category, found.score))
             else:
                 one = {key: batch[key][place : place + 1] for key in ("image", "size", "truth_size")}
-                classes = to_truth(output["semantic"][place : place + 1], one)[0].argmax(0)
+                classes = next(to_truth(output["semantic"][place : place + 1], one)).argmax(0)
                 path = self.folder / f"{name or image_id}.png"
                 if self.form == "voc":
                     write_voc(path, classes)

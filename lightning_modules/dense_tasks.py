@@ -3,7 +3,7 @@
 A network's output is a dict of maps, one for each head; a method that finds segments adds them under ``segments``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -43,10 +43,17 @@ class DenseTask(Task):
             if output.shape[-2:] == (height, width):
                 return output
             return F.interpolate(output, (height, width), mode="bilinear", align_corners=False)
-        maps = to_truth(output, batch)
+        maps = list(to_truth(output, batch))
         high, wide = batch["truth_size"].amax(0).tolist()
         return torch.stack([F.pad(one, (0, wide - one.shape[-1], 0, high - one.shape[-2])) for one in maps])
 
+
+
+    @staticmethod
+    def pairs(name: str, output: Output, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+        """(head's map [C, h, w], truth [..., h, w]) of every image, both of its truth's size, without padding."""
+        for values, truth, (height, width) in zip(to_truth(output[name], batch), batch[name], batch["truth_size"].tolist()):
+            yield values, truth[..., :height, :width]
 
 
 class SemanticSegmentation(DenseTask):
@@ -87,8 +94,10 @@ class SemanticSegmentation(DenseTask):
 
     def update(self, metrics: MetricCollection, output: Output, batch: Batch) -> None:
         """Add a batch."""
-        metrics["loss"].update(self.loss(output, batch, reduction="none")[batch["semantic"] != VOID])
-        metrics["classes"].update(self.resized(output["semantic"], batch).argmax(1), batch["semantic"])
+        for logits, truth in self.pairs("semantic", output, batch):
+            loss = F.cross_entropy(logits[None], truth[None], ignore_index=VOID, reduction="none")[0]
+            metrics["loss"].update(loss[truth != VOID])
+            metrics["classes"].update(logits.argmax(0), truth)
 
 
 class PanopticSegmentation(SemanticSegmentation):
@@ -119,7 +128,8 @@ class PanopticSegmentation(SemanticSegmentation):
 
     def update(self, metrics: MetricCollection, output: Output, batch: Batch) -> None:
         """Add a batch."""
-        metrics["classes"].update(self.resized(output["semantic"], batch).argmax(1), batch["semantic"])
+        for logits, classes in self.pairs("semantic", output, batch):
+            metrics["classes"].update(logits.argmax(0), classes)
         for place, prediction in enumerate(output["segments"]):
             metrics["segments"].update(prediction, truth_of(batch, place))
 
@@ -200,4 +210,5 @@ class DenseRegression(DenseTask):
 
     def update(self, metrics: MetricCollection, output: Output, batch: Batch) -> None:
         """Add a batch."""
-        metrics["error"].update(self.resized(output[self.target], batch), batch[self.target])
+        for values, truth in self.pairs(self.target, output, batch):
+            metrics["error"].update(values, truth)

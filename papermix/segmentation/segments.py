@@ -1,6 +1,6 @@
 """An image cut into segments: the one form in which panoptic truth and predictions are passed around."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -107,21 +107,19 @@ def truth_of(batch: Mapping[str, Tensor], place: int) -> Segments:
     return Segments.of(batch["panoptic"][place, :height, :width], batch["category"][place][real], batch["crowd"][place][real])
 
 
-def to_truth(output: Tensor, batch: Mapping[str, Tensor], mode: str = "bilinear") -> Sequence[Tensor]:
-    """Bring a network's maps [B, C, h, w] to the size of each image's truth: a list of [C, H_i, W_i].
+def to_truth(output: Tensor, batch: Mapping[str, Tensor], mode: str = "bilinear") -> Iterator[Tensor]:
+    """Bring a network's maps [B, C, h, w] to the size of each image's truth; yields [C, H_i, W_i], one image at a time.
 
     Maps of any stride are brought to the padded image, the padding is cut off, and what remains is resized to the truth, which
     in evaluation has the size of the publisher's image. Works on every head whose values do not depend on the image's scale.
     """
-    height, width = batch["image"].shape[-2:]
+    image = batch["image"].shape[-2:]
     align = {} if mode == "nearest" else {"align_corners": False}
-    if output.shape[-2:] != (height, width):
-        output = F.interpolate(output, (height, width), mode=mode, **align)  # type: ignore[arg-type]
-    sizes, truths = batch["size"].tolist(), batch["truth_size"].tolist()
-    maps = []
-    for one, (h, w), truth in zip(output, sizes, truths):
-        one = one[:, :h, :w]
-        if [h, w] != truth:
-            one = F.interpolate(one[None], tuple(truth), mode=mode, **align)[0]  # type: ignore[arg-type]
-        maps.append(one)
-    return maps
+    # a whole batch of many classes at the publisher's size would need gigabytes
+    for one, (height, width), truth in zip(output.split(1), batch["size"].tolist(), batch["truth_size"].tolist()):
+        if one.shape[-2:] != image:
+            one = F.interpolate(one, image, mode=mode, **align)  # type: ignore[arg-type]
+        one = one[..., :height, :width]
+        if [height, width] != truth:
+            one = F.interpolate(one, tuple(truth), mode=mode, **align)  # type: ignore[arg-type]
+        yield one[0]
