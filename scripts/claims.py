@@ -63,7 +63,9 @@ def show(found: dict[str, Any]) -> None:
     if arms:
         print_table(["arm", f"mean {measure}", "standard deviation", "seeds"], arms, title=title)
     if found["grids"]:
-        print_table(["line of a grid", f"mean {measure} of its best runs", "seeds", "best at (seeds)"], grid.rows(found), title=title)
+        print_table(
+            ["line of a grid", f"mean {measure} of its best runs", "seeds", "best at (seeds)"], grid.rows(found), title=title
+        )
     expected = [[e["text"], slack(e, found), slack(e, found, "uncertainty"), e["verdict"]] for e in found["expect"]]
     print_table(["expected", "slack", "uncertainty (95 %)", "verdict"], expected)
 

@@ -1,7 +1,8 @@
 """Claims: ``conf/claim/<name>.yaml`` run as a small experiment, and judged by a rule that is fixed before.
 
 A claim has arms (named lists of overrides), seeds, a measure, and inequalities over the arms' means. Every arm runs with every
-seed, so that arms are compared seed by seed.
+seed, so that arms are compared seed by seed. An arm may be a grid (:mod:`papermix.run.reporting.grid`): swept, and tuned along
+one key.
 """
 
 import contextlib
@@ -19,11 +20,13 @@ from typing import Any
 from papermix.errors import UserError, nearest
 from papermix.run.catalog import CONF
 from papermix.run.machine import cores, cpu_model
+from papermix.run.reporting import grid
+from papermix.run.reporting.grid import Grid
 from papermix.run.reporting.inequality import Expression, Inequality, inequality
 from papermix.run.reporting.papers import check_keys, read_yaml
 from papermix.run.reporting.verdict import RULE, judge, overall
 
-_KEYS = {"claim": str, "paper": str, "measure": str, "seeds": list, "common": list, "arms": dict, "expect": list}
+_KEYS = {"claim": str, "paper": str, "measure": str, "seeds": list, "common": list, "tune": dict, "arms": dict, "expect": list}
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Claim:
         sentence: what is claimed.
         paper: the paper it is from, a file of conf/paper, or None.
         measure: arithmetic over metrics and the numbers of ``result.json``.
-        arms: overrides of each arm, those common to all included.
+        arms: overrides of each arm (of a grid: of each of its cells), those common to all included.
+        grids: the arms that are swept, by name.
         expect: inequalities over the arms.
     """
 
@@ -44,6 +48,7 @@ class Claim:
     measure: Expression
     seeds: tuple[int, ...]
     arms: dict[str, list[str]]
+    grids: dict[str, Grid]
     expect: tuple[Inequality, ...]
 
 
@@ -72,25 +77,36 @@ def load_claim(name: str, conf: Path = CONF) -> Claim:
         raise UserError(f"there is no claim {name!r}{nearest(name, known)}; there are {', '.join(known) or 'none'}.")
     tree = read_yaml(path, where)
     check_keys(tree, _KEYS, ("claim", "measure", "seeds", "arms", "expect"), where)
-    arms = {}
+    tune = grid.check_tune(tree["tune"], where) if tree.get("tune") else None
+    arms: dict[str, list[str]] = {}
+    grids: dict[str, Grid] = {}
     for arm, own in tree["arms"].items():
         if not re.fullmatch(r"[A-Za-z_]\w*", str(arm)):
             raise UserError(f"{where}: arm {arm!r} must be a name of letters, digits and underscores.")
-        arms[str(arm)] = _overrides(tree.get("common") or [], f"{where}: common") + _overrides(own, f"{where}: arms.{arm}")
+        overrides = _overrides(tree.get("common") or [], f"{where}: common") + _overrides(own, f"{where}: arms.{arm}")
+        swept, cells = grid.expand(arm, overrides, *tune, where) if tune else (None, {arm: overrides})
+        arms |= cells
+        if swept:
+            grids[arm] = swept
+    if tune and not grids:
+        raise UserError(f"{where}: tune is {tune[0]}, but no arm sweeps it.")
+    families = {name: members for each in grids.values() for name, members in each.families.items()}
     try:
-        measure, expect = Expression(tree["measure"]), tuple(inequality(str(text)) for text in tree["expect"])
+        measure = Expression(tree["measure"])
+        expect = tuple(inequality(str(text), families) for text in tree["expect"])
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    for unknown in sorted({n for e in expect for n in e.names} - set(arms)):
-        have = ", ".join(arms)
-        raise UserError(f"{where}: expect names {unknown!r}, which is no arm{nearest(unknown, arms)}; there are {have}.")
+    for unknown in sorted({n for e in expect for n in e.names} - set(arms).union(*families.values())):
+        names = [*(a for a in tree["arms"] if a not in grids), *families]
+        have = ", ".join(names)
+        raise UserError(f"{where}: expect names {unknown!r}, which is no arm{nearest(unknown, names)}; there are {have}.")
     paper = tree.get("paper")
     if paper and not (conf / "paper" / f"{paper}.yaml").is_file():
         papers = [p.stem for p in (conf / "paper").glob("*.yaml")]
         raise UserError(f"{where}: there is no paper {paper!r} in conf/paper{nearest(paper, papers)}.")
     if not expect:
         raise UserError(f"{where}: expect is empty: give at least one inequality.")
-    return Claim(name, " ".join(tree["claim"].split()), paper, measure, check_seeds(tree["seeds"], where), arms, expect)
+    return Claim(name, " ".join(tree["claim"].split()), paper, measure, check_seeds(tree["seeds"], where), arms, grids, expect)
 
 
 def _overrides(given: Any, where: str) -> list[str]:
@@ -216,6 +232,11 @@ def summary(claim: Claim, outcomes: Outcomes, seeds: Sequence[int] | None = None
     """All that is kept of a claim's runs, as JSON: numbers, verdict, and how they were made."""
     values = {arm: {s: o.value for s, o in each.items() if o.value is not None} for arm, each in outcomes.items()}
     failed = {arm for arm, each in outcomes.items() if any(o.error for o in each.values())}
+    best = {name: each.best(values) for name, each in claim.grids.items()}
+    for name, each in claim.grids.items():
+        values |= best[name]
+        for line in each.lines:
+            failed |= {line.name, each.tuned_name(line)} if failed & set(line.cells.values()) else set()
     judgements = [judge(e, values, complete=not e.names & failed) for e in claim.expect]
     results = [o.result for each in outcomes.values() for o in each.values() if o.result]
     return {
@@ -224,8 +245,9 @@ def summary(claim: Claim, outcomes: Outcomes, seeds: Sequence[int] | None = None
         "paper": claim.paper,
         "verdict": overall(judgements),
         "measure": claim.measure.text,
-        "expect": [vars(j) for j in judgements],
+        "expect": [vars(j) | {"unit": _unit(claim, e)} for j, e in zip(judgements, claim.expect)],
         "arms": {arm: _arm(claim.arms[arm], outcomes[arm]) for arm in claim.arms},
+        "grids": {name: grid.summary(each, best[name]) for name, each in claim.grids.items()},
         "seeds": list(seeds or claim.seeds),
         "rule": RULE,
         "command": f"python scripts/claims.py {claim.name}",
@@ -247,6 +269,12 @@ def _arm(overrides: list[str], each: Mapping[int, Outcome]) -> dict[str, Any]:
         "failed": {str(s): o.error for s, o in each.items() if o.error},
         "density": statistics.fmean(r["density"] for r in known) if known and all("density" in r for r in known) else None,
     }
+
+
+def _unit(claim: Claim, expected: Inequality) -> str:
+    """What an inequality's slack is: the measure, or the key that is tuned."""
+    tuned = [each.tuned for each in claim.grids.values() if expected.names & set(each.families[each.at])]
+    return tuned[0] if tuned else claim.measure.text
 
 
 def _commit(git: Mapping[str, Any] | None) -> str:

@@ -4,7 +4,7 @@ import ast
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from papermix.errors import UserError
@@ -125,9 +125,42 @@ class Inequality:
         return left - right if self.sense.startswith(">") else right - left
 
 
-def inequality(text: str) -> Inequality:
-    """Read one inequality. Raises UserError for anything else."""
+class _Members(ast.NodeTransformer):
+    """Puts the members of families into min and max where the families' names stand."""
+
+    def __init__(self, text: str, families: Mapping[str, Sequence[str]]) -> None:
+        self.text, self.families = text, families
+
+    def members(self, node: ast.expr) -> Sequence[str] | None:
+        """The members of a family whose name a node is."""
+        name = node.id if isinstance(node, ast.Name) else node.value if isinstance(node, ast.Constant) else None
+        return self.families.get(name) if isinstance(name, str) else None
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        args: list[ast.expr] = []
+        for arg in node.args:
+            members = self.members(arg)
+            args += [ast.Constant(m) for m in members] if members else [self.visit(arg)]
+        return ast.Call(node.func, args, node.keywords)
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        members = self.members(node)
+        if members and len(members) > 1:
+            raise UserError(f"{self.text!r}: {ast.unparse(node)} stands for {len(members)} values: write max or min of it.")
+        return ast.Constant(members[0]) if members else node
+
+    visit_Constant = visit_Name  # type: ignore[assignment]
+
+
+def inequality(text: str, families: Mapping[str, Sequence[str]] | None = None) -> Inequality:
+    """Read one inequality. Raises UserError for anything else.
+
+    Args:
+        families: names that stand for several values inside min and max.
+    """
     tree = _parse(text)
+    if families:
+        tree = _Members(text, families).visit(tree)
     if not isinstance(tree, ast.Compare) or len(tree.ops) != 1 or type(tree.ops[0]) not in _SENSES:
         raise UserError(f"{text!r} must be one inequality with >=, <=, > or <, like 'pruned >= dense - 0.01'.")
     left, right = Expression(ast.unparse(tree.left)), Expression(ast.unparse(tree.comparators[0]))
