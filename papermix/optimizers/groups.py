@@ -29,7 +29,9 @@ def param_groups(
     """Partition the trainable parameters of ``model`` into groups for any ``torch.optim`` optimizer.
 
     Every trainable parameter is in exactly one group, a shared (tied) one too. Learned masks (parameters with the attribute
-    ``is_mask = True``) have groups of their own, without weight decay. Each group carries a ``name``.
+    ``is_mask = True``) have groups of their own, without weight decay; what a mask says of its own SGD (a dict in the attribute
+    ``sgd``: lr, momentum, nesterov) is the group's key ``sgd``, for ``with_masks``. A module's ``no_decay`` names those of its
+    parameters that never get any weight decay. Each group carries a ``name``.
 
     Args:
         model: any module.
@@ -51,15 +53,21 @@ def param_groups(
     if not decay_norm_and_bias:
         own: set[str] = getattr(model, "no_weight_decay", set)()
         excluded |= {name for name, p in named if p.ndim <= 1 or name.endswith("bias") or name in own}
+    # on modules, since a copy of a parameter loses its attributes
+    for path, module in model.named_modules():
+        excluded |= {f"{path}.{own_name}".lstrip(".") for own_name in getattr(module, "no_decay", ())}
     layers = _layers(model, layer_decay, lr)
 
-    groups: dict[tuple[int, str], dict[str, Any]] = {}
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for name, p in named:
         kind = "masks" if getattr(p, "is_mask", False) else "no_decay" if name in excluded else "decay"
-        layer = layers.get(name, 0)
-        if (layer, kind) not in groups:
-            groups[layer, kind] = _new_group(kind, layer, layers, layer_decay, lr)
-        groups[layer, kind]["params"].append(p)
+        sgd: dict[str, Any] = getattr(p, "sgd", {})
+        layer = 0 if sgd else layers.get(name, 0)
+        key = (layer, kind, *sgd.values())
+        if key not in groups:
+            masks = {"params": [], "name": kind, "weight_decay": 0.0, "sgd": dict(sgd)}
+            groups[key] = masks if sgd else _new_group(kind, layer, layers, layer_decay, lr)
+        groups[key]["params"].append(p)
     return [groups[key] for key in sorted(groups)]
 
 

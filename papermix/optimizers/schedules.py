@@ -114,7 +114,7 @@ def multistep(
 ) -> Schedule:
     """The rate is multiplied by ``gamma`` at each milestone; milestones count from the start of training, warm-up included."""
     w = _warmup(warmup, total_steps, steps_per_epoch)
-    steps = [_length("milestones", m, total_steps, steps_per_epoch) for m in milestones]
+    steps = [length("scheduler milestones", m, total_steps, steps_per_epoch) for m in milestones]
     if not steps or any(a >= b for a, b in pairwise(steps)):
         raise UserError(f"scheduler milestones {list(milestones)} must be a rising list: here they are steps {steps}.")
     if steps[0] <= 0 or steps[-1] >= total_steps:
@@ -188,6 +188,33 @@ def plateau(
     return Plateau(optimizer, _warmup(warmup, total_steps, steps_per_epoch), mode, decay, patience, threshold, final)
 
 
+def round_of(step: int, total_steps: int, rounds: int) -> int:
+    """Which of ``rounds`` equal rounds, 0-based, step ``step`` is in; round r starts at step ``r * total_steps // rounds``.
+
+    From ``total_steps`` on it is the last one.
+    """
+    return min(rounds - 1, ((step + 1) * rounds - 1) // total_steps)
+
+
+def restarting(make: Callable[..., Schedule], rounds: int) -> Callable[..., Schedule]:
+    """``make`` (any function of this module) with its whole schedule in each of ``rounds`` equal rounds of training.
+
+    Raises:
+        UserError: the schedule waits for a plateau, so it has no length to repeat.
+    """
+
+    def scheduler(optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> Schedule:
+        each = -(-total_steps // rounds) if isinstance(total_steps, int) else total_steps
+        schedule = make(optimizer, total_steps=each, steps_per_epoch=steps_per_epoch)
+        if schedule.needs_metric:
+            raise UserError(f"a schedule that waits for a plateau cannot restart in {rounds} rounds: choose another scheduler=NAME.")
+        once = schedule.factor
+        schedule.factor = lambda k: once(k - round_of(k, total_steps, rounds) * total_steps // rounds)
+        return schedule
+
+    return scheduler
+
+
 def _decay(
     optimizer: Optimizer, total: int, per_epoch: int, warmup: Length, final: float, shape: Callable[[float], float]
 ) -> Schedule:
@@ -213,19 +240,19 @@ def _check_factor(name: str, value: float) -> None:
 def _warmup(value: Length, total: int, per_epoch: int) -> int:
     if not (isinstance(total, int) and total >= 1):
         raise UserError("the schedule must know how long training is: set trainer.max_epochs or trainer.max_steps.")
-    w = _length("warmup", value, total, per_epoch)
+    w = length("scheduler warmup", value, total, per_epoch)
     if w >= total:
         raise UserError(f"scheduler warmup={value} is {w} steps, but training has only {total}: make it shorter.")
     return w
 
 
-def _length(name: str, value: Length, total: int, per_epoch: int) -> int:
-    """Optimizer steps in ``value``: a fraction of training, or '<number> epochs' / '<number> steps'."""
+def length(name: str, value: Length, total: int, per_epoch: int) -> int:
+    """Optimizer steps in ``value``: a fraction of ``total``, or '<number> epochs' / '<number> steps'; ``name`` is for errors."""
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
         return round(value * total)
     match = re.fullmatch(r"(\d+\.?\d*|\.\d+) ?(step|epoch)s?", value.strip()) if isinstance(value, str) else None
     if match is None:
         raise UserError(
-            f"scheduler {name}: '{value}' is neither a fraction of training (0 to 1) nor a length like '5 epochs' or '500 steps'."
+            f"{name}: '{value}' is neither a fraction of training (0 to 1) nor a length like '5 epochs' or '500 steps'."
         )
     return round(float(match[1]) * (per_epoch if match[2] == "epoch" else 1))

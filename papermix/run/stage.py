@@ -76,6 +76,8 @@ def seed_all(seed: int) -> None:
 
 def optimizer_factory(config: dict[str, Any]) -> Callable[..., torch.optim.Optimizer]:
     """What makes the optimizer of a config from a module; keywords go to the parameter groups."""
+    from papermix.optimizers import with_masks
+
     node = config["optimizer"]
     make = build(without_parts(config, "optimizer"))
     groups = build(node["groups"])
@@ -83,7 +85,7 @@ def optimizer_factory(config: dict[str, Any]) -> Callable[..., torch.optim.Optim
     def factory(module: nn.Module, **options: Any) -> torch.optim.Optimizer:
         parameters = groups(module, **options)
         try:
-            return make(parameters)
+            return with_masks(make, parameters)
         except (ValueError, TypeError, IndexError, RuntimeError) as error:
             name = node.get("name") or node["_target_"].rpartition(".")[2]
             raise UserError(f"optimizer {name} refuses its settings ({error}): set another value with optimizer.KEY=VALUE.") from error
@@ -106,9 +108,10 @@ def build_callbacks(config: dict[str, Any]) -> list[pl.Callback]:
     """The callbacks of a config; the sparsity's driver comes first, since it changes the parameters others look at."""
     callbacks: list[pl.Callback] = []
     if config["sparsity"].get("_target_"):
-        from callbacks.sparsity import SparsityDriver
-
-        callbacks.append(SparsityDriver(build(config["sparsity"])))
+        sparsity = build(config["sparsity"])
+        # what changes more than masks names its own driver
+        target = getattr(sparsity, "driver", "callbacks.sparsity.SparsityDriver")
+        callbacks.append(build({"_target_": target, "_partial_": True}, sparsity))
     if config["sweep_trial"]:
         callbacks.append(Pruning(**config["sweep_trial"]))
     callbacks += [build(node) for node in (config.get("callbacks") or {}).values() if node and node.get("_target_")]

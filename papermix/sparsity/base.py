@@ -15,15 +15,25 @@ class Sparsity:
     """Base of all sparsities: scope, attaching, density, baking. A subclass says what is attached and how it moves.
 
     A loop of one's own calls ``attach(model)`` before the optimizer is made, ``update(step, total_steps)`` before each step,
-    ``penalty_backward()`` between backward and the optimizer's step, ``harden()`` after the last step. All state lives in
-    the model's parametrizations, so the model's ``state_dict`` is the whole checkpoint. Several can be attached to one model:
-    each then sees the weights that those before it leave.
+    ``penalty_backward()`` between backward and the optimizer's step, ``harden()`` after the last step. Where ``update`` has moved
+    ``round`` on, the loop empties the optimizer's state and starts its learning-rate schedule anew. Masks live in the model's
+    parametrizations, so in its ``state_dict``; what else a continued run needs is in the sparsity's own. Several can be attached
+    to one model: each then sees the weights that those before it leave.
 
     Args:
         types: kinds of layers: linear, conv, recurrent, attention, embedding, other (weights of any other module).
         include: patterns of weight names, of which one must match (``layer1.*``).
         exclude: patterns of weight names that stay dense.
+
+    Attributes:
+        rounds: equal rounds into which training falls.
+        round: the one in progress, 0-based.
+        steps_per_epoch: optimizer steps, for settings in epochs; 0: not known.
     """
+
+    rounds = 1
+    round = 0
+    steps_per_epoch = 0
 
     def __init__(
         self,
@@ -49,6 +59,17 @@ class Sparsity:
     def harden(self) -> bool:
         """Training is over: bring the weights to their final density, however far the schedule; True if one changed."""
         raise NotImplementedError
+
+    def numbers(self) -> dict[str, float]:
+        """What is worth watching besides the density, by name."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """State that is not in the model's."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
 
     def attach(self, model: nn.Module) -> None:
         """Parametrize the selected weights of ``model``, in place.

@@ -43,6 +43,10 @@ class Mask(Parametrization):
     def kept(self) -> Tensor:
         return self.mask.sum()
 
+    def permute(self, order: Tensor) -> None:
+        """Put entry ``order[i]`` in place i (int64, a permutation of the flattened weight)."""
+        self.mask.copy_(self.mask.flatten()[order].view_as(self.mask))
+
     def set(self, mask: Tensor, done: int) -> bool:
         """Take over ``mask`` (bool, the weight's shape) as the result of update ``done``; True if it differs from the last."""
         moved = not torch.equal(mask, self.mask)
@@ -137,11 +141,15 @@ def _assign(module: nn.Module, attribute: str, value: Tensor) -> None:
 
 
 def plain_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The ``state_dict`` of a masked model as that of the same model without sparsity, masked weights zero.
+    """The ``state_dict`` of a sparse model as that of the same model without sparsity, zeroed weights zero.
+
+    A soft mask counts as the hard one that it becomes.
 
     Raises:
         UserError: a weight is parametrized by something else than masks, so that only its model can compute it.
     """
+    from papermix.sparsity.hard_concrete import gate
+
     plain: dict[str, Tensor] = {}
     for key, value in state.items():
         path, found, rest = ("." + key).rpartition(".parametrizations.")
@@ -150,10 +158,15 @@ def plain_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
             continue
         attribute, part = rest.split(".", 1)
         if part == "original":
-            masks = [v for k, v in state.items() if k.startswith(key.removesuffix("original")) and k.endswith(".mask")]
-            for mask in masks:
-                value = value * mask
+            chain = key.removesuffix("original")
+            for k in sorted(k for k in state if k.startswith(chain)):
+                if k.endswith(".mask"):
+                    value = value * state[k]
+                elif k.endswith(".logits"):
+                    value = value * ((state[k] > 0) * state[k.removesuffix("logits") + "scale"])
+                elif k.endswith(".log_alpha"):
+                    value = value * gate(state[k])
             plain[f"{path}.{attribute}".removeprefix(".")] = value
-        elif part.split(".")[-1] not in ("mask", "updates"):
+        elif part.split(".")[-1] not in ("mask", "updates", "logits", "beta", "scale", "hard", "log_alpha"):
             raise UserError(f"'{key}' is no mask, so its weight cannot be read without its model: bake the sparsity in first.")
     return plain
