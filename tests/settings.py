@@ -44,6 +44,8 @@ DATASETS: dict[str, list[str]] = {
     "coco_instances": PHOTOS,
     "cityscapes_panoptic": PHOTOS,
     "coco_captions": [*PHOTOS, "dataset.vocab_size=300"],
+    "flood_fill": ["dataset.batch_size=4", "dataset.limit=48", "dataset.image_size=12"],
+    "shortest_path": ["dataset.batch_size=4", "dataset.limit=48", "dataset.image_size=12"],
 }
 
 MODELS: dict[str, list[str]] = {
@@ -56,6 +58,14 @@ MODELS: dict[str, list[str]] = {
     "timm": ["model.name=test_resnet"],
     "lstm_lm": ["model.width=12"],
     "transformer_lm": ["model.width=16", "model.layers=1", "model.heads=2"],
+    "branched": ["model.backbone=small_cnn_cifar"],
+    "nested_mlp": ["model.width=4", "model.layers=1", "model.exits=3"],
+    "nested_width": ["model.width=2", "model.exits=2", "model.blocks=[1,1,1]"],
+    "nested_depth": ["model.width=4", "model.exits=2", "model.layers=[1,1,1]"],
+    "shared": ["model.name=resnet20_cifar"],
+    "swrn": ["model.depth=16", "model.widen=1"],
+    "isotropic_cnn": ["model.layers=4", "model.width=8"],
+    "iterative_cnn": ["model.layers=4", "model.width=8"],
     "fpn": ["model.backbone=test_resnet", "model.width=8"],
     "unet": ["model.width=4"],
     "deeplabv3": ["model.backbone=test_resnet", "model.width=8"],
@@ -65,12 +75,23 @@ METHODS: dict[str, list[str]] = {
     "supervised": [],
     "linear_probe": ["method.normalize=true"],
     "finetune": ["method.layer_decay=0.5", "method.frozen_epochs=1"],
+    "multi_exit": [],
+    "orthogonalized": [],
+    "greedy_exits": [],
     "center_offset": ["method.sigma=2.0", "method.center_weight=2.0", "method.stuff_area=16", "optimizer.lr=0.01"],
 }
 
 SPARSITIES: dict[str, list[str]] = {
     "none": [],
     "magnitude": ["sparsity.updates=2", "sparsity.end=0.5", "sparsity.density=0.5"],
+    "continuous": ["sparsity.rounds=2", "sparsity.retrain=rewind", "sparsity.rewind=1 steps"],
+    "stochastic": ["sparsity.rounds=2"],
+    "l0": [],
+    "iterative_magnitude": ["sparsity.rounds=2"],
+    "random_mask": ["sparsity.density=0.5"],
+    "ticket": [],
+    "growing": ["sparsity.stages=2", "sparsity.start=0.5"],
+    "structured": ["sparsity.interval=0.5", "sparsity.seed_channels=2"],
 }
 
 OPTIMIZERS: dict[str, list[str]] = {
@@ -79,6 +100,9 @@ OPTIMIZERS: dict[str, list[str]] = {
     "adamw": [],
     "rmsprop": ["optimizer.lr=0.001"],
     "by_name": ["optimizer.name=lamb"],
+    "avagrad": [],
+    "avagradw": [],
+    "delayed_adam": ["optimizer.lr=0.01"],
 }
 
 SCHEDULERS: dict[str, list[str]] = {
@@ -123,6 +147,10 @@ def completed(**chosen: str) -> dict[str, str]:
     data = options("dataset")[chosen["dataset"]]
     if "model" not in chosen:
         chosen["model"] = "lstm_lm" if "tokens" in data.gives else "unet" if "dense_model" in data.needs else "mlp"
+        if "exits" in needs:
+            chosen["model"] = "nested_mlp"
+        elif "shared_layers" in needs:
+            chosen["model"] = "isotropic_cnn"
     if "method" not in chosen and "grouping" in data.needs:
         chosen["method"] = "center_offset"
     return chosen

@@ -14,6 +14,7 @@ from papermix.models.densenet_cifar import DenseNetCifar
 from papermix.models.image_model import ImageModel
 from papermix.models.mlp import MLP
 from papermix.models.resnet_cifar import ResNetCifar
+from papermix.models.sharing.networks import IsotropicCNN, SharedWideResNet
 from papermix.models.small_cnn import SmallCNN
 from papermix.models.vgg_cifar import VGGCifar
 from papermix.models.wide_resnet import WideResNet
@@ -29,6 +30,8 @@ MODELS: dict[str, tuple[type[ImageModel], dict[str, Any], str]] = {
         f"wrn{d}_{k}_cifar": (WideResNet, {"depth": d, "widen": k}, "stem.0")
         for d, k in ((16, 4), (16, 8), (22, 2), (28, 2), (28, 10), (40, 2), (40, 4))
     },
+    **{f"swrn28_10_{t}_cifar": (SharedWideResNet, {"depth": 28, "widen": 10, "templates": t}, "stem.0") for t in (1, 2, 6)},
+    "isotropic8_32_cifar": (IsotropicCNN, {"layers": 8, "width": 32, "templates": None}, "stem.0"),
     **{f"vgg{d}_bn_cifar": (VGGCifar, {"depth": d}, "stage1.0.0") for d in (11, 13, 16, 19)},
     "densenet40_12_cifar": (DenseNetCifar, {"depth": 40, "growth": 12, "bottleneck": False, "compression": 1.0}, "stem.0"),
     **{

@@ -70,7 +70,8 @@ def freeze(cfg: DictConfig, overrides: list[str], run_dir: Path) -> dict[str, di
 
             raise UserError(f"stage {name}: {explain(e, [*kept, *own])}") from e
         with open_dict(stage):
-            if stage.stages:
+            # a recipe's own list comes with the recipe
+            if stage.stages and stage.stages != cfg.stages:
                 raise UserError(f"stage {name} sets stages itself: write all stages one after another.")
             stage.stages, stage.stage = None, name
         source = stage.init_from
