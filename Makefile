@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 .PHONY: train test lint install clean
 
 train: $(STAMP)
-	$(RUN) train.py
+	$(RUN) train.py experiment=mixing/digits
 
 test: $(STAMP)
 	$(RUN) -m pytest

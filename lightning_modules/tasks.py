@@ -123,7 +123,7 @@ class Classification(Task):
 class LanguageModelling(Task):
     """The next token of every position: cross-entropy, bits per character or perplexity per word.
 
-    Batches hold ``tokens`` and ``target``, int64 [B, T], the latter -1 where a sequence is padded; outputs are logits [B, T, vocab_size].
+    Batches hold ``tokens`` and ``target``, int64 [B, T], the latter -100 where a sequence is padded; outputs are logits [B, T, vocab_size].
 
     Args:
         vocab_size: number of tokens.
@@ -145,7 +145,7 @@ class LanguageModelling(Task):
     def loss(self, output: Tensor, batch: dict[str, Tensor], reduction: str = "mean") -> Tensor:
         """Cross-entropy in nats per token that is not padding (below 0); ``reduction="none"`` gives [B, T], 0 at padding."""
         target = batch["target"]
-        loss = F.cross_entropy(output.flatten(0, 1), target.flatten(), reduction="none", ignore_index=-1)
+        loss = F.cross_entropy(output.flatten(0, 1), target.flatten(), reduction="none")  # -100 is left out
         return loss.view(target.shape) if reduction == "none" else self.mean(loss, (target >= 0).sum())
 
     def metrics(self) -> MetricCollection:

@@ -130,8 +130,8 @@ def paint(example: Example, background: int) -> Example:
 def collate(examples: list[Example], least: tuple[int, int] = (1, 1), multiple: int = 1) -> dict[str, Tensor]:
     """Stack examples of different sizes: pad images and maps at the bottom and on the right, lists of segments at their end.
 
-    Padding is 0 for images, masks, segment numbers and words, ``VOID`` for classes, NaN for regression, -1 for categories and for
-    the words that are to be said next.
+    Padding is 0 for images, masks, segment numbers and words, ``VOID`` for classes, NaN for regression, -1 for categories,
+    -100 for the words that are to be said next.
 
     Args:
         examples: what :class:`DenseTransform` returns.
@@ -160,7 +160,7 @@ def collate(examples: list[Example], least: tuple[int, int] = (1, 1), multiple: 
     if "caption" in first:
         longest = max(len(e["caption"]) for e in examples) - 1
         batch["tokens"] = _padded([e["caption"][:-1] for e in examples], (longest,), 0)
-        batch["target"] = _padded([e["caption"][1:] for e in examples], (longest,), -1)
+        batch["target"] = _padded([e["caption"][1:] for e in examples], (longest,), -100)
         batch["fresh"] = torch.ones(len(examples), dtype=torch.bool)
     return batch
 

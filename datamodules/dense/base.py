@@ -44,7 +44,7 @@ class DenseData(DataModule):
     (255 void and padding; all kinds with segments have it), `panoptic` int64 [B, H', W'] (0 void and padding), `category` int64
     [B, S] (-1 padding), `crowd` bool [B, S], `masks` bool [B, S, H', W'], `boxes` float [B, S, 4] (x0, y0, x1, y1), `depth` float
     [B, 1, H', W'] (NaN padding), `tokens` int64 [B, T], the caption's words but the last (0 padding), `target`, its words but the
-    first (-1 padding), and `fresh` bool [B], true: every caption is a sequence of its own. In instance sets the last class is the background: the
+    first (-100 padding), and `fresh` bool [B], true: every caption is a sequence of its own. In instance sets the last class is the background: the
     pixels outside all masks are a segment of it.
 
     Args:
