@@ -19,7 +19,7 @@ TINY = [
 
 IMAGES = ["dataset.batch_size=8", "dataset.limit=160"]
 # drawn or fake scenes, changed in every way
-SCENES = ["dataset.batch_size=4", "dataset.limit=48", "dataset.image_size=32", "dataset.workers=0"]
+SCENES = ["dataset.batch_size=4", "dataset.limit=80", "dataset.image_size=32", "dataset.workers=0"]
 PHOTOS = [*SCENES, "dataset.image_size=40", "dataset.resize=24", "dataset.max_size=32", "dataset.augment.crop=[16,24]"]
 TEXT = ["dataset.batch_size=4", "dataset.seq_len=12", "dataset.limit=1200"]
 
@@ -44,8 +44,8 @@ DATASETS: dict[str, list[str]] = {
     "coco_instances": PHOTOS,
     "cityscapes_panoptic": PHOTOS,
     "coco_captions": [*PHOTOS, "dataset.vocab_size=300"],
-    "flood_fill": ["dataset.batch_size=4", "dataset.limit=48", "dataset.image_size=12"],
-    "shortest_path": ["dataset.batch_size=4", "dataset.limit=48", "dataset.image_size=12"],
+    "flood_fill": ["dataset.batch_size=4", "dataset.limit=80", "dataset.image_size=12"],
+    "shortest_path": ["dataset.batch_size=4", "dataset.limit=80", "dataset.image_size=12"],
 }
 
 MODELS: dict[str, list[str]] = {

@@ -130,7 +130,7 @@ class AvaGrad(Optimizer):
         unit: Any = 1.0
         if moves and not limit and isinstance(gamma, Tensor):
             unit = gamma.to(columns[0][0].device)  # to read its value would wait for the device
-        else:
+        elif moves:
             rate *= float(gamma)
         # what makes the denominator of this step that of the norm
         rest, factor = ((c_next - c) * eps / unit, c_next / unit) if corrected else (eps, 1.0)

@@ -134,6 +134,8 @@ class Structured(Sparsity):
         self.steps_per_epoch = 0
         self._optimizers: list[Optimizer] = []
         self._frozen: list[tuple[list[Tensor], list[Tensor], list[Tensor]]] = []
+        self._known: list[Tensor] = []
+        self._first = True
 
     # ---- attaching ----------------------------------------------------------------------------------------------------------
 
@@ -196,9 +198,13 @@ class Structured(Sparsity):
     # ---- during training ----------------------------------------------------------------------------------------------------
 
     def watch(self, optimizer: Optimizer) -> None:
-        """What is not in use keeps its weights and its state in this optimizer: they are put back after each step."""
-        self._optimizers.append(optimizer)
-        optimizer.register_step_post_hook(lambda *_: self._restore())
+        """What is not in use keeps its weights and its state in this optimizer: they are put back after each step.
+
+        To be called again when the optimizer's state, or the model's, was loaded.
+        """
+        if not any(optimizer is watched for watched in self._optimizers):
+            self._optimizers.append(optimizer)
+            optimizer.register_step_post_hook(lambda *_: self._restore())
         self._remember()
 
     @torch.no_grad()
@@ -206,33 +212,37 @@ class Structured(Sparsity):
         """Note what the entries not in use are."""
         self._frozen = []
         masks = self.structure.in_use()
-        pairs = [(p, mask) for p, mask in masks.items() if isinstance(p, nn.Parameter)]
-        if pairs:
-            self._frozen.append(_frozen([p for p, _ in pairs], [mask for _, mask in pairs]))
-        for optimizer in self._optimizers:
-            found = [
-                (value, mask)
-                for p, mask in pairs
-                for value in optimizer.state.get(p, {}).values()
-                if isinstance(value, Tensor) and value.shape == p.shape
-            ]
-            if found:
-                self._frozen.append(_frozen([v for v, _ in found], [mask for _, mask in found]))
-        self._complete = all(p in optimizer.state for optimizer in self._optimizers for p, _ in pairs if _trains(optimizer, p))
+        if masks:
+            self._frozen.append(_frozen(list(masks), list(masks.values())))
+        found = self._states(masks)
+        if found:
+            self._frozen.append(_frozen([value for value, _ in found], [mask for _, mask in found]))
+        self._known = [value for value, _ in found]
+        self._first = True
+
+    def _states(self, masks: dict[nn.Parameter, Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """The optimizers' tensors for entries of these parameters, with the parameters' masks."""
+        return [
+            (value, mask)
+            for optimizer in self._optimizers
+            for p, mask in masks.items()
+            for value in optimizer.state.get(p, {}).values()
+            if isinstance(value, Tensor) and value.shape == p.shape
+        ]
 
     @torch.no_grad()
     def _restore(self) -> None:
         for tensors, masks, kept in self._frozen:
             torch._foreach_mul_(tensors, masks)
             torch._foreach_add_(tensors, kept)
-        if not self._complete:
-            # the optimizer has made its state in this first step: what is not in use starts at zero
-            for optimizer in self._optimizers:
-                for p, mask in self.structure.in_use().items():
-                    for value in optimizer.state.get(p, {}).values():
-                        if isinstance(value, Tensor) and value.shape == p.shape:
-                            value.mul_(mask)
+        if self._first:
+            # what the optimizer has made in this step for entries that are not in use starts at zero
+            known = {id(value) for value in self._known}
+            for value, mask in self._states(self.structure.in_use()):
+                if id(value) not in known:
+                    value.mul_(mask)
             self._remember()
+            self._first = False
 
     def length(self) -> int:
         """Optimizer steps of an interval."""
@@ -329,7 +339,3 @@ def _frozen(tensors: list[Tensor], masks: list[Tensor]) -> tuple[list[Tensor], l
     detached = [t.detach() for t in tensors]
     masks = [mask.to(t.dtype) for t, mask in zip(detached, masks)]
     return detached, masks, [t * (1 - mask) for t, mask in zip(detached, masks)]
-
-
-def _trains(optimizer: Optimizer, p: Tensor) -> bool:
-    return any(p is q for group in optimizer.param_groups for q in group["params"])

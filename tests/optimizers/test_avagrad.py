@@ -293,7 +293,7 @@ def test_closure() -> None:
         loss.backward()
         return loss
 
-    assert float(optimizer.step(closure)) == 9.0 and calls == [True]
+    assert optimizer.step(closure).item() == 9.0 and calls == [True]
     assert optimizer.step() is None
 
 

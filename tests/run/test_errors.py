@@ -130,7 +130,7 @@ def test_refused_before_torch(override: str, parts: list[str]) -> None:
 
 
 def test_settings_that_contradict_each_other() -> None:
-    assert "model=NAME; there are densenet40" in early(["~model"])
+    assert "model=NAME; there are branched" in early(["~model"])
     assert "needs a validation split" in early([*FAKE, "test=best", "trainer.limit_val_batches=0"])
     assert "add checkpoints to callbacks" in early(["test=best", "callbacks=[rng]"])
     assert "use test=last with a sparsity" in early(["test=best", "sparsity=magnitude"])
