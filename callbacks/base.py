@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytorch_lightning as pl
+from torch.utils._pytree import tree_map
 
 Hook = Any
 
@@ -20,6 +21,19 @@ class Callback(pl.Callback):
     on_before_backward: Hook = None
     on_after_backward: Hook = None
     on_before_optimizer_step: Hook = None
+
+
+def network_input(module: pl.LightningModule, batch: Any) -> Any:
+    """What of a batch the network reads: the task's input, or all of it."""
+    wanted = getattr(getattr(module, "task", None), "input", None)
+    return batch[wanted] if wanted else batch
+
+
+def example(trainer: pl.Trainer, module: pl.LightningModule) -> Any:
+    """The first two inputs of the training data, on the module's device."""
+    datamodule = getattr(trainer, "datamodule", None)
+    loader: Any = trainer.fit_loop._data_source.instance if datamodule is None else datamodule.train_dataloader()
+    return tree_map(lambda t: t[:2].to(module.device), network_input(module, next(iter(loader))))
 
 
 def is_log_step(trainer: pl.Trainer) -> bool:

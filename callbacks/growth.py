@@ -11,11 +11,12 @@ import torch
 from pytorch_lightning.strategies import DDPStrategy
 from torch.utils._pytree import tree_flatten
 
-from callbacks.base import Callback, log_numbers
+from callbacks.base import Callback, example, log_numbers, network_input
 from callbacks.ema import EMA
 from papermix.errors import UserError
 from papermix.sparsity.growing import Growing
 from papermix.sparsity.widening import cost
+from papermix.surgery.watch import unchanged
 
 log = getLogger(__name__)
 
@@ -50,7 +51,7 @@ class GrowthDriver(Callback):
             )
         if self.growing.groups:
             return
-        self.growing.attach(pl_module.model, _example(trainer, pl_module))  # type: ignore[arg-type]
+        self.growing.attach(pl_module.model, example(trainer, pl_module))  # type: ignore[arg-type]
         names = ", ".join(f"{name} {w[0]}-{w[-1]}" for name, w in list(self.growing.widths.items())[:6])
         log.info("%d groups of channels grow in %d stages: %s", len(self.growing.groups), self.growing.stages, names)
 
@@ -146,27 +147,12 @@ class GrowthDriver(Callback):
         log_numbers(trainer, {"growing/parameters": sum(p.numel() for p in method.model.parameters())}, trainer.global_step)
 
 
-def _input(pl_module: pl.LightningModule, batch: Any) -> torch.Tensor:
-    wanted = getattr(getattr(pl_module, "task", None), "input", None)
-    return batch[wanted] if wanted else batch
-
-
-def _example(trainer: pl.Trainer, pl_module: pl.LightningModule) -> torch.Tensor:
-    """A batch of inputs of the network."""
-    datamodule = getattr(trainer, "datamodule", None)
-    loader: Any = trainer.fit_loop._data_source.instance if datamodule is None else datamodule.train_dataloader()
-    return _input(pl_module, next(iter(loader))).to(pl_module.device)
-
-
-@torch.no_grad()
 def _look(pl_module: pl.LightningModule, batch: Any) -> list[torch.Tensor]:
     """The loss of a batch (0 without a task) and the network's outputs, in eval mode."""
     model: Any = pl_module.model
-    flags = {module: module.training for module in model.modules()}
-    output = model.eval()(_input(pl_module, batch))
-    for module, flag in flags.items():
-        module.training = flag
     task: Any = getattr(pl_module, "task", None)
-    answer = output[0] if getattr(model, "stateful", False) else output
-    outputs = [t for t in tree_flatten(answer)[0] if isinstance(t, torch.Tensor) and t.is_floating_point()]
-    return [task.loss(answer, batch) if hasattr(task, "loss") else outputs[0].new_zeros(()), *outputs]
+    with unchanged(model):
+        output = model(network_input(pl_module, batch))
+        output = output[0] if getattr(model, "stateful", False) else output
+        outputs = [t for t in tree_flatten(output)[0] if isinstance(t, torch.Tensor) and t.is_floating_point()]
+        return [task.loss(output, batch) if hasattr(task, "loss") else outputs[0].new_zeros(()), *outputs]

@@ -5,9 +5,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_map
 
+from callbacks.base import example
 from callbacks.sparsity import SparsityDriver
 from papermix.errors import UserError
 from papermix.sparsity.structured import Structured
@@ -34,7 +33,7 @@ class StructuredDriver(SparsityDriver):
                 "a compiled network cannot change its shape with every draw: use sparsity.compact=false or hardware.compile=false."
             )
         if not self.sparsity.parts:
-            self.sparsity.attach(pl_module.model, _example(trainer, pl_module))  # type: ignore[arg-type]
+            self.sparsity.attach(pl_module.model, example(trainer, pl_module))  # type: ignore[arg-type]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Learn the length of training, and watch the optimizers."""
@@ -68,15 +67,6 @@ class StructuredDriver(SparsityDriver):
     def _log_density(self, trainer: pl.Trainer) -> None:
         super()._log_density(trainer)
         self.history.append((trainer.global_step, self.sparsity.density(), self.sparsity.widths()))
-
-
-def _example(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Tensor:
-    """Two inputs of the network."""
-    datamodule = getattr(trainer, "datamodule", None)
-    loader: Any = trainer.fit_loop._data_source.instance if datamodule is None else datamodule.train_dataloader()
-    batch = next(iter(loader))
-    wanted = getattr(getattr(pl_module, "task", None), "input", None)
-    return tree_map(lambda t: t[:2].to(pl_module.device), batch[wanted] if wanted else batch)
 
 
 def draw(history: list[tuple[int, float, dict[str, int]]], sizes: dict[str, int], path: Path) -> None:

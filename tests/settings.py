@@ -84,7 +84,7 @@ METHODS: dict[str, list[str]] = {
 SPARSITIES: dict[str, list[str]] = {
     "none": [],
     "magnitude": ["sparsity.updates=2", "sparsity.end=0.5", "sparsity.density=0.5"],
-    "continuous": ["sparsity.rounds=2", "sparsity.retrain=rewind", "sparsity.rewind=1 steps"],
+    "continuous": ["sparsity.rounds=2", "sparsity.retrain=rewind", "sparsity.rewind=0.25"],
     "stochastic": ["sparsity.rounds=2"],
     "l0": [],
     "iterative_magnitude": ["sparsity.rounds=2"],

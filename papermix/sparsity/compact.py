@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_flatten
 from papermix.errors import UserError
 from papermix.surgery.blocks import Block, Pass, Zero
 from papermix.surgery.channels import Group, Slot, take
+from papermix.surgery.watch import answer, unchanged
 
 # the name under which a gated network holds its structure
 STRUCTURE = "structure"
@@ -596,17 +597,15 @@ class Structure(nn.Module):
             UserError: they differ, or the network cannot be computed in cut form.
         """
         state = {key: value.clone() for key, value in self.state_dict().items()}
-        training = {module: module.training for module in model.modules()}
-        model.eval()
-        arguments = example if isinstance(example, tuple) else (example,)
         try:
-            for gate in self._gates():
-                gate.logits.fill_(0)
-            self.draw(0, 0)
-            small = tree_flatten(model(*arguments))[0]
-            self.compact = False
-            self.refresh()
-            masked = tree_flatten(model(*arguments))[0]
+            with unchanged(model):
+                for gate in self._gates():
+                    gate.logits.fill_(0)
+                self.draw(0, 0)
+                small = tree_flatten(answer(model, example))[0]
+                self.compact = False
+                self.refresh()
+                masked = tree_flatten(answer(model, example))[0]
             error = max(
                 float((a - b).abs().max() / (1e-6 + b.abs().max())) for a, b in zip(small, masked) if isinstance(a, Tensor)
             )
@@ -620,8 +619,6 @@ class Structure(nn.Module):
             self.compact = True
             self.load_state_dict(state)
             self.refresh()
-            for module, flag in training.items():
-                module.training = flag
         if not error < 1e-3:
             raise UserError(
                 f"this {type(model).__name__} computes something else when its channels are cut (by {error:.1e} of its largest "
@@ -629,7 +626,6 @@ class Structure(nn.Module):
             )
 
 
-@torch.no_grad()
 def _positions(model: nn.Module, example: Any) -> dict[nn.Module, float]:
     """Operations (a multiply-add is two) for each entry of a layer's weights in the forward pass of one example."""
     found: dict[nn.Module, float] = {}
@@ -640,15 +636,12 @@ def _positions(model: nn.Module, example: Any) -> dict[nn.Module, float]:
         found[module] = found.get(module, 0.0) + 2 * out.numel() / channels / len(out)
 
     handles = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, _ConvNd | nn.Linear | nn.RNNBase)]
-    training = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        model(*example) if isinstance(example, tuple) else model(example)
+        with unchanged(model):
+            answer(model, example)
     finally:
         for handle in handles:
             handle.remove()
-        for module, flag in training.items():
-            module.training = flag
     return found
 
 

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten
 from papermix.errors import UserError, nearest
 from papermix.metrics.count import flops
 from papermix.sparsity.widening import Axis, Blocks, copies, lengths, twins, widen, widths
-from papermix.surgery.channels import Group, Slot, _describe, channel_groups
+from papermix.surgery.channels import Group, Slot, channel_groups, describe
 
 log = getLogger(__name__)
 
@@ -355,7 +355,7 @@ class Growing:
         for module in changed:
             if isinstance(module, nn.RNNBase):
                 module._init_flat_weights()
-            _describe(module)
+            describe(module)
         head = getattr(self.model, "get_classifier", lambda: None)()
         if isinstance(head, nn.Linear) and head in changed and hasattr(self.model, "num_features"):
             self.model.num_features = head.in_features  # type: ignore[assignment]

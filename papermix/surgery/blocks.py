@@ -10,6 +10,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from papermix.surgery.watch import answer, unchanged
+
 SCALED = (_ConvNd, nn.Linear, _BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
@@ -43,26 +45,38 @@ class Pass(nn.Module):
         return x
 
 
-@torch.no_grad()
 def residual_blocks(model: nn.Module, example: Any) -> list[Block]:
     """The residual blocks of ``model`` whose shortcut is the identity, in the order of the forward pass.
 
     A block that changes the shape, and so has a shortcut of its own, is not among them: the network cannot be without it.
+    Neither is one of which others read more than its sum, nor one whose own code asks its layers for a certain shape.
     The network is run once, in eval mode, on ``example`` (a tensor, or a tuple of arguments).
     """
     paths = _Paths(model)
-    training = {module: module.training for module in model.modules()}
-    devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
-    model.eval()
     try:
-        with torch.random.fork_rng(devices=sorted(devices)), paths:
-            model(*example) if isinstance(example, tuple) else model(example)
+        with unchanged(model), paths:
+            answer(model, example)
     finally:
         for handle in paths.handles:
             handle.remove()
-        for module, flag in training.items():
-            module.training = flag
-    return list(paths.blocks.values())
+    return [block for block in paths.blocks.values() if block.name not in paths.read and _can_go(model, example, block)]
+
+
+def _can_go(model: nn.Module, example: Any, block: Block) -> bool:
+    """Whether the network runs without the layers of a branch: not if its code reshapes what one of them should have made."""
+    layers = [model.get_submodule(name) for name in block.branch]
+    own = [vars(layer).get("forward") for layer in layers]
+    try:
+        for layer in layers:
+            vars(layer)["forward"] = (Zero if layer is layers[-1] else Pass)().forward
+        with unchanged(model):
+            answer(model, example)
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return False
+    finally:
+        for layer, forward in zip(layers, own):
+            vars(layer).pop("forward") if forward is None else vars(layer).update(forward=forward)
+    return True
 
 
 class _Paths(TorchDispatchMode):
@@ -75,6 +89,8 @@ class _Paths(TorchDispatchMode):
         self.stack: list[int] = []
         self.through: dict[int, tuple[Tensor, int]] = {}
         self.blocks: dict[str, Block] = {}
+        self.read: set[str] = set()  # blocks whose inner tensors something outside reads
+        self.sums: list[tuple[str, int, int]] = []  # of each block: its key, the bits of its branch, the bit that its sum gets
         self.handles = []
         for module in self.names:
             self.handles.append(module.register_forward_pre_hook(self._enter))
@@ -93,23 +109,28 @@ class _Paths(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
-        if func.overloadpacket.__name__.rstrip("_") == "add" and len(tensors) == 2 and tensors[0].shape == tensors[1].shape:
-            self._add(self._of(tensors[0]), self._of(tensors[1]))
+        operands = [self._of(tensor) for tensor in tensors]
+        self.read |= {key for key, branch, done in self.sums if any(o & branch and not o & done for o in operands)}
         passed = sum(1 << call for call in self.stack)
-        for tensor in tensors:
-            passed |= self._of(tensor)
+        for operand in operands:
+            passed |= operand
+        if func.overloadpacket.__name__.rstrip("_") == "add" and len(tensors) == 2 and tensors[0].shape == tensors[1].shape:
+            passed |= self._add(*operands)
         for out in tree_flatten(result)[0]:
             if isinstance(out, Tensor):
                 self.through[id(out)] = (out, passed)
         return result
 
-    def _add(self, a: int, b: int) -> None:
-        """A sum, in the module that runs at the moment: the shortcut is the term that depends on no call but those of the other."""
+    def _add(self, a: int, b: int) -> int:
+        """A sum, in the module that runs at the moment: the shortcut is the term that depends on no call but those of the other.
+
+        Returns the bit that marks what depends on a block's sum, or 0 where the sum is no block's.
+        """
         here = self.stack[-1] if self.stack else -1
         inside = [call for call in range(here + 1, len(self.calls)) if self._is_inside(call, here)]
         only_a, only_b = ([c for c in inside if (x & ~y) >> c & 1] for x, y in ((a, b), (b, a)))
         if bool(only_a) == bool(only_b) or here < 0:
-            return
+            return 0
         ran = only_a or only_b
         branch = [c for c in ran if self.calls[c][1] == here]
         layers = [c for c in ran if isinstance(self.calls[c][0], SCALED) and self.calls[c][0].weight is not None]
@@ -117,10 +138,14 @@ class _Paths(TorchDispatchMode):
         name = self.names[module]
         names = tuple(self.names[self.calls[c][0]] for c in branch)
         if not layers or not branch or any(set(names) & set(block.branch) for block in self.blocks.values()):
-            return
+            return 0
         more = sum(key.split(":")[0] == name for key in self.blocks)
         key = f"{name}:{more + 1}" if more else name
         self.blocks[key] = Block(key, names, self.names[self.calls[layers[-1]][0]])
+        done = 1 << len(self.calls)
+        self.calls.append((module, -1))  # no call, but a number that no call has
+        self.sums.append((key, sum(1 << call for call in ran), done))
+        return done
 
     def _is_inside(self, call: int, outer: int) -> bool:
         while call > outer:

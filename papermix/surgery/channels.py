@@ -15,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from papermix.errors import UserError, nearest
 from papermix.surgery.labels import Axis, Tracer
+from papermix.surgery.watch import answer, unchanged
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,6 @@ class Group:
         return list(dict.fromkeys([*self.producers, *self.norms, *self.consumers, *self.counts]))
 
 
-@torch.no_grad()
 def channel_groups(model: nn.Module, example: Any) -> list[Group]:
     """The groups of coupled channels of ``model``, in the order in which the forward pass meets them.
 
@@ -79,16 +79,8 @@ def channel_groups(model: nn.Module, example: Any) -> list[Group]:
     that the network's own code has written down (``x.view(-1, 512)``).
     """
     tracer = Tracer(model)
-    arguments = example if isinstance(example, tuple) else (example,)
-    training = {module: module.training for module in model.modules()}
-    devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
-    model.eval()
-    try:
-        with torch.random.fork_rng(devices=sorted(devices)), tracer.hooks(), tracer:
-            output = model(*arguments)
-    finally:
-        for module, flag in training.items():
-            module.training = flag
+    with unchanged(model), tracer.hooks(), tracer:
+        output = answer(model, example)
     tracer.leave(output)
     return _groups(tracer)
 
@@ -242,7 +234,7 @@ def take(model: nn.Module, keep: Mapping[str, Tensor | Sequence[int]], groups: S
     tied = {id(p) for module in touched for p in module.parameters(recurse=False)}
     for name, module in modules.items():
         if module in touched or any(id(p) in tied for p in module.parameters(recurse=False)):
-            _describe(modules[_owner(name)])
+            describe(modules[_owner(name)])
     head = getattr(model, "get_classifier", lambda: None)()
     if isinstance(head, nn.Linear) and hasattr(model, "num_features") and head in touched:
         model.num_features = head.in_features  # type: ignore[assignment]
@@ -266,7 +258,7 @@ def _cut(tensor: Tensor, dim: int, index: Tensor) -> None:
     tensor.grad = None
 
 
-def _describe(module: nn.Module) -> None:
+def describe(module: nn.Module) -> None:
     """Bring the numbers that a layer keeps beside its tensors into line with them."""
     if isinstance(module, _ConvNd):
         depthwise = module.groups == module.in_channels == module.out_channels > 1

@@ -488,9 +488,10 @@ def _unsqueeze(tracer: Tracer, result: Tensor, x: Tensor, dim: int) -> None:
 
 
 def _squeeze(tracer: Tracer, result: Tensor, x: Tensor, dims: Any = None) -> None:
+    labels = tracer.of(x)  # as many as dimensions before, of which squeeze_ has taken some away by now
     wanted = range(x.ndim) if dims is None else [dims] if isinstance(dims, int) else dims
-    gone = {d % x.ndim for d in wanted if x.shape[d] == 1}
-    tracer.put(result, [ids for d, ids in enumerate(tracer.of(x)) if d not in gone])
+    gone = {d % len(labels) for d in wanted if result is x or x.shape[d] == 1} if len(labels) > result.ndim else set()
+    tracer.put(result, [ids for d, ids in enumerate(labels) if d not in gone])
 
 
 def _expand(tracer: Tracer, result: Tensor, x: Tensor, *_: Any, **__: Any) -> None:

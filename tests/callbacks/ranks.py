@@ -13,6 +13,7 @@ from callbacks.ema import EMA
 from callbacks.rng import RandomState
 from papermix.run.checkpoint_io import VerifiedCheckpointIO, find_last
 from papermix.run.loggers import csv
+from papermix.run.worker import leave
 from tests.callbacks.world import Points, Small, trainer
 
 
@@ -61,3 +62,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from papermix.errors import UserError
 from papermix.metrics.count import flops
 from papermix.models.mlp import MLP
+from papermix.models.nested.width_nested import NestedResNet
 from papermix.models.resnet_cifar import ResNetCifar
 from papermix.models.vgg_cifar import VGGCifar
 from papermix.optimizers import AvaGrad
@@ -55,6 +56,7 @@ MODELS = {
     "timm_resnet": lambda: timm_model("test_resnet"),
     "timm_depthwise": lambda: timm_model("test_efficientnet"),
     "timm_vit": lambda: timm_model("vit_tiny_patch16_224", img_size=8, patch_size=4, depth=1),
+    "nested_width": lambda: NestedResNet(exits=2, width=4, blocks=[1, 1], num_classes=5),
     "lstm": Recurrent,
 }
 

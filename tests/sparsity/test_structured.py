@@ -13,8 +13,10 @@ from papermix.errors import UserError
 from papermix.models.densenet_cifar import DenseNetCifar
 from papermix.models.lstm_lm import LSTMLM
 from papermix.models.mlp import MLP
+from papermix.models.nested.width_nested import NestedResNet
 from papermix.models.resnet_cifar import ResNetCifar
 from papermix.models.small_cnn import SmallCNN
+from papermix.models.transformer_lm import TransformerLM
 from papermix.models.vgg_cifar import VGGCifar
 from papermix.optimizers import param_groups
 from papermix.optimizers.masks import with_masks
@@ -33,6 +35,8 @@ NETWORKS: dict[str, Any] = {
     "pre_activation": (lambda: ResNetCifar(depth=14, width=4, version=2), IMAGES, {"streams": True}),
     "densenet": (lambda: DenseNetCifar(depth=16, growth=4), IMAGES, {"streams": True}),
     "mlp": (lambda: MLP(img_size=16, hidden=(12, 8)), IMAGES, {}),
+    "nested": (lambda: NestedResNet(2, 2, [1, 1]), IMAGES, {}),
+    "transformer": (lambda: TransformerLM(20, 2, 8, 2, dropout=0.0), TOKENS, {}),
     "lstm": (lambda: LSTMLM(20, 2, 9, embedding=6), TOKENS, {}),
     "lstm_tied": (lambda: LSTMLM(20, 2, 9, embedding=6, tied=True, weight_drop=1e-9), TOKENS, {}),
     "test_resnet": (lambda: timm.create_model("test_resnet", num_classes=5), LARGER, {"streams": True}),

@@ -44,7 +44,7 @@ class ASPP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         maps = [branch(x) for branch in self.branches]
-        maps.append(self.pooled(x.mean((2, 3), keepdim=True)).expand_as(maps[0]))
+        maps.append(self.pooled(x.mean((2, 3), keepdim=True)).expand(-1, -1, *x.shape[2:]))
         return self.join(torch.cat(maps, 1))
 
 
