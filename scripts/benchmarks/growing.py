@@ -1,0 +1,120 @@
+"""Training steps of a network at every stage of its growth, and of one cut to a structure: the time that fewer operations save."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from papermix.run.build import build
+from papermix.run.stage import optimizer_factory
+from papermix.sparsity.widening import cost
+from scripts.benchmarks.harness import Options, Report, Timing, each_round, interleave, timed
+from scripts.benchmarks.parts import Config, config_of, device_of, settle
+
+# option, and channels of each layer in the cut network
+NETWORKS = {"ResNet-20": ("resnet20", 8), "VGG-11": ("vgg11", 128)}
+EPOCHS = 160
+
+
+def grown(config: Config, stage: int, batch: int, size: int, steps: int) -> tuple[Callable[[], Timing], list[int], list[int]]:
+    """A loop by hand at a stage, rates adapted; the operations of all stages, and their lengths."""
+    torch.manual_seed(config["seed"])
+    device = device_of(config)
+    model = build(config["model"]).to(device)
+    growing = build(config["sparsity"])
+    x, y = torch.randn(batch, 3, size, size, device=device), torch.randint(10, (batch,), device=device)
+    growing.attach(model, x)
+    for _ in range(stage):
+        growing.grow()
+    optimizer = optimizer_factory(config)(model)
+    growing.watch(optimizer)
+    return loop(model, optimizer, x, y, steps), growing.flops, growing.lengths(EPOCHS)
+
+
+def cut(config: Config, batch: int, size: int, steps: int) -> tuple[Callable[[], Timing], float]:
+    """The same within one interval of structured sparsity, at its first structure; and its operations as a share of the whole."""
+    torch.manual_seed(config["seed"])
+    device = device_of(config)
+    model = build(config["model"]).to(device)
+    sparsity = build(config["sparsity"])
+    x, y = torch.randn(batch, 3, size, size, device=device), torch.randint(10, (batch,), device=device)
+    sparsity.attach(model, x)
+    optimizer = optimizer_factory(config)(model)
+    sparsity.watch(optimizer)
+    return loop(model, optimizer, x, y, steps, sparsity.penalty_backward), sparsity.structure.cost("flops")
+
+
+def loop(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    steps: int,
+    penalty: Callable[[], object] = lambda: None,
+) -> Callable[[], Timing]:
+    """Forward, backward, penalty, optimizer."""
+    wait = settle(x.device)
+
+    def work() -> int:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            penalty()
+            optimizer.step()
+        wait()
+        return steps
+
+    return lambda: timed(work)
+
+
+def run(options: Options) -> Report:
+    """Nine stages from a quarter of the width, and a structure of the same number of channels in all layers."""
+    batch, size, steps = (2, 8, 1) if options.smoke else (128, 32, 1)
+    before = torch.get_num_threads()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    report = Report("growing", "step", {})
+    try:
+        for label, (name, channels) in NETWORKS.items():
+            common = ["dataset=cifar10", "dataset.fake=true", f"model={name}", f"hardware={options.device}"]
+            with tempfile.TemporaryDirectory() as folder:
+                config = config_of([*common, "sparsity=growing"], Path(folder) / "growing")
+                stages = config["sparsity"]["stages"]
+                made = [grown(config, stage, batch, size, steps) for stage in range(stages)]
+                config = config_of(
+                    [*common, "sparsity=structured", f"sparsity.seed_channels={channels}"], Path(folder) / "structured"
+                )
+                structured, used = cut(config, batch, size, steps)
+            arms = {f"stage {stage + 1}": arm for stage, (arm, _, _) in enumerate(made)}
+            timings = interleave({**arms, "cut": structured}, options.repetitions)
+            report.timings[label] = timings
+            _, flops, lengths = made[0]
+            share = cost(lengths, flops)
+            last = f"stage {stages}"
+            report.notes.append(
+                f"{label}: growing needs {share:.3f} of the operations, the one cut to {channels} channels a layer {used:.3f}; batch {batch} of {size}x{size}."
+            )
+
+            def saved(t: dict[str, float], lengths: list[int] = lengths, share: float = share, last: str = last) -> float:
+                time = sum(n * t[f"stage {k + 1}"] for k, n in enumerate(lengths)) / (sum(lengths) * t[last])
+                return (1 - time) / (1 - share)
+
+            def saved_by_cut(t: dict[str, float], used: float = used, last: str = last) -> float:
+                return (1 - t["cut"] / t[last]) / (1 - used)
+
+            report.checks.append(
+                each_round(
+                    timings, saved, f"{label}, growing: share of time saved / share of operations saved", bound=0.7, sense=">="
+                )
+            )
+            report.checks.append(
+                each_round(timings, saved_by_cut, f"{label}, structured: share of time saved / share of operations saved")
+            )
+        report.notes.append(
+            f"{torch.get_num_threads()} threads; a loop by hand, SGD; {EPOCHS} epochs over the stages as in the recipes."
+        )
+    finally:
+        torch.set_num_threads(before)
+    return report
