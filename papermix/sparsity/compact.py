@@ -646,10 +646,10 @@ def _positions(model: nn.Module, example: Any) -> dict[nn.Module, float]:
 
 
 @torch.no_grad()
-def shrink(model: nn.Module) -> nn.Module:
-    """Take out of a gated network (or a copy) what its gates leave closed, in place: same outputs, plain modules, fewer channels.
+def settle(model: nn.Module) -> Structure:
+    """Turn a gated network into a plain one of all its channels, in place: those that are closed are zero. Same outputs.
 
-    Gates that are still soft are decided first. A block that is off has nothing in place of its branch's modules.
+    Gates that are still soft are decided first. Returns the structure that was.
 
     Raises:
         UserError: the network carries no structure.
@@ -664,6 +664,16 @@ def shrink(model: nn.Module) -> nn.Module:
         structure.fix()
     structure.unwire()
     delattr(model, STRUCTURE)
+    return structure
+
+
+@torch.no_grad()
+def shrink(model: nn.Module) -> nn.Module:
+    """Take out of a gated network (or a copy) what its gates leave closed, in place: same outputs, plain modules, fewer channels.
+
+    A block that is off has nothing in place of its branch's modules. See :func:`settle`.
+    """
+    structure = settle(model)
     gates: Any = structure.channels
     keep = {name: gate.index for name, gate in zip(structure.names, gates) if gate.count < len(gate.active)}
     take(model, keep, structure.groups)

@@ -9,6 +9,7 @@ from torch.nn.utils import parametrize
 
 from papermix.run.build import build, strip
 from papermix.run.result import metric_text, quantity
+from papermix.sparsity.compact import STRUCTURE, settle
 from papermix.sparsity.mask import Parametrization, finalize
 from scripts.exporting import plain
 from scripts.exporting.restore import Restored
@@ -116,6 +117,8 @@ def expression(node: Any, imports: set[str]) -> str:
 
 def bake(model: nn.Module) -> None:
     """Turn all sparsity, then all other parametrizations, into plain tensors, in place."""
+    if hasattr(model, STRUCTURE):
+        settle(model)
     if any(isinstance(module, Parametrization) for module in model.modules()):
         finalize(model)
     plain.make_plain(model)

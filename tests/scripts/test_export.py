@@ -52,11 +52,15 @@ RUNS = {
     "mlp": ["model=mlp", "model.hidden=[16]", "callbacks=[checkpoints,rng,ema]"],
     "small_cnn": ["model=small_cnn", "model.widths=[4,8]", "model.convs=[1,1]", "sparsity=magnitude", "sparsity.density=0.3"],
     "filters": ["model=resnet20", "sparsity=magnitude", "sparsity.pattern=filter", "sparsity.density=0.5", "sparsity.updates=2"],
+    # a short training closes nothing that is open, so the seed is what is left
+    "structured": ["model=resnet20", "model.width=8", "sparsity=structured", "sparsity.seed_channels=3", "sparsity.seed_blocks=0.5"],
+    "grown": ["model=mlp", "model.hidden=[16]", "sparsity=growing", "sparsity.stages=2"],
+    "shared": ["model=isotropic_cnn", "model.layers=4", "model.width=8"],
     "unet": [*SCENES, "model=unet", "model.width=4", "model.levels=3"],
     "lstm": [*TEXT, "model.layers=2", "model.weight_drop=0.4", "sparsity=magnitude", "sparsity.density=0.5"],
     "timm": ["model=timm", "model.name=test_resnet"],
 }
-EXPORTS = {"mlp": ["--format", "pt2"], "filters": ["--shrink"], "unet": ["--format", "onnx"], "lstm": ["--format", "onnx"]}
+EXPORTS = {"mlp": ["--format", "pt2"], "filters": ["--shrink"], "structured": ["--shrink"], "unet": ["--format", "onnx"], "lstm": ["--format", "onnx"]}
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +154,23 @@ def test_whole_filters_are_physically_removed(exported: Any) -> None:
     assert config["speedup"] > 0 and "times as fast" in said and "before 269 k" in said
     differences = re.findall(r"the smaller network equals the trained network: (\S+) on random input, (\S+) on a val", said)
     assert max(map(float, differences[0])) <= 1e-5
+
+
+def test_a_structure_is_taken_out(exported: Any) -> None:
+    out, said = exported("structured")
+    config = own(out)
+    assert "the smaller network equals" in said and "what load.py loads equals" in said
+    assert config["parameters"] < 0.7 * config["before"]["parameters"]
+    assert not any("structure" in name for name in load_file(out / "model.safetensors"))
+
+
+def test_a_grown_network_is_plain_and_a_shared_one_stays_shared(exported: Any) -> None:
+    for name, kept in (("grown", 0), ("shared", 1)):
+        out, said = exported(name)
+        assert "what load.py loads equals the trained network" in said
+        weights = load_file(out / "model.safetensors")
+        assert not any("multiplier" in key or "parametrizations" in key for key in weights)
+        assert sum("bank" in key for key in weights) == kept
 
 
 def test_maps_by_name(exported: Any) -> None:
