@@ -13,7 +13,7 @@ from torch import Tensor
 
 from callbacks.picture_base import PictureBase, pixels
 from papermix.segmentation import draw
-from papermix.segmentation.draw import Picture
+from papermix.segmentation.draw import Picture, View
 from papermix.segmentation.segments import VOID, Category, Segments, to_truth, truth_of
 
 # pixels: images are drawn with their longer side about this long, the gap between two, a line of text, a colour bar with numbers
@@ -32,6 +32,7 @@ class Seen:
     truth: Tensor | Segments
     predicted: Tensor | Segments
     score: str
+    views: Sequence[View] = ()
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class DensePictures(PictureBase):
       over the image; instances of a class differ in brightness and have a border, crowds are striped;
     - measurements: image, truth, prediction, absolute error, with colour bars (means over the channels).
 
-    A legend names the classes that occur. Loggers that take pictures get them as ``val/predictions``. The first process draws.
+    A method may show more of an image: ``views(output, batch, place)``, a list of :class:`papermix.segmentation.draw.View`, is drawn
+    behind these. A legend names the classes that occur. Loggers that take pictures get them as ``val/predictions``. The first process draws.
 
     Args:
         count: images in a picture.
@@ -70,6 +72,7 @@ class DensePictures(PictureBase):
         """Truth and prediction of every image at the truth's size, one image after the other (class scores are large)."""
         data = getattr(trainer, "datamodule", None)
         normalize, name, task = getattr(data, "plain", None), getattr(data, "image_name", str), pl_module.task
+        views = getattr(pl_module, "views", None)
         seen = []
         for place in range(len(batch["image"])):
             one, said = at_truth(batch, output, place, "semantic" if "semantic" in output else task.target)
@@ -83,7 +86,8 @@ class DensePictures(PictureBase):
                 truth, predicted = one["semantic"][0].cpu(), said["semantic"][0].argmax(0).cpu()
             else:
                 truth, predicted = one[task.target][0].float().cpu(), said[task.target][0].float().cpu()
-            seen.append(Seen(name(int(one["image_id"])), image, truth, predicted, score(task, said, one)))
+            more = [View(v.title, v.values.cpu(), v.frames.cpu()) for v in views(output, batch, place)] if views else []
+            seen.append(Seen(name(int(one["image_id"])), image, truth, predicted, score(task, said, one), more))
         return seen
 
     def draw(self, seen: list[Seen], trainer: pl.Trainer, path: Path) -> None:
@@ -152,6 +156,7 @@ def row(seen: Seen, categories: Sequence[Category]) -> list[Panel]:
             Panel(f"prediction: {seen.score}", draw.panoptic(said, categories)),
             Panel(wrong(predicted.semantic(), truth.semantic()), draw.errors(image, said.semantic(), small.semantic())),
             Panel("prediction over the image", draw.panoptic(said, categories, image)),
+            *(viewed(view, image) for view in seen.views),
         ]
     assert isinstance(truth, Tensor) and isinstance(predicted, Tensor)
     if truth.is_floating_point():
@@ -162,7 +167,17 @@ def row(seen: Seen, categories: Sequence[Category]) -> list[Panel]:
         Panel("truth", draw.paint(little, categories)),
         Panel(f"prediction: {seen.score}", draw.paint(guess, categories)),
         Panel(wrong(predicted, truth), draw.errors(image, guess, little)),
+        *(viewed(view, image) for view in seen.views),
     ]
+
+
+def viewed(view: View, image: Picture) -> Panel:
+    """What a method shows, at the size of the image."""
+    values = resized(view.values, image.shape[:2])
+    if values.is_floating_point():
+        top = float(view.values.amax()) if view.values.numel() else 1.0
+        return Panel(view.title, draw.framed(draw.heat(values, 0.0, top), view.frames, view.values.shape), ("viridis", 0.0, top))
+    return Panel(view.title, draw.framed(draw.regions(values, image), view.frames, view.values.shape))
 
 
 def measurements(truth: Tensor, predicted: Tensor, size: tuple[int, int], title: str) -> list[Panel]:

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_modules.method import Method
 from papermix.errors import UserError
 from papermix.segmentation.center_offset import fuse, group, peaks, targets
+from papermix.segmentation.draw import View
 from papermix.segmentation.segments import Segments, to_truth
 
 
@@ -81,6 +83,14 @@ class CenterOffset(Method):
         """The heads' maps; for ``val`` and ``test`` also ``segments``, a list of :class:`Segments`, each at its truth's size."""
         output = self.model(batch[self.task.input])
         return output if split == "train" else {**output, "segments": self.segments(output, batch)}
+
+    def views(self, output: dict[str, Any], batch: dict[str, Tensor], place: int) -> list[View]:
+        """The centre map of an image, and around its peaks the windows in which they are the highest points."""
+        height, width = batch["size"][place].tolist()
+        center = _resize(output["center"][place : place + 1], batch)[0, 0, :height, :width]
+        points, _ = peaks(center, self.threshold, self.window, self.top_k)
+        windows = torch.cat([points - self.window // 2, points + self.window // 2], -1)
+        return [View(f"centre map; peaks framed: {len(points)}", center, windows)]
 
     def segments(self, output: dict[str, Tensor], batch: dict[str, Tensor]) -> list[Segments]:
         """Segments of every image: centres and grouping at the size of the network's input, in whose pixels offsets count."""

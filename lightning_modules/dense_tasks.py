@@ -3,7 +3,7 @@
 A network's output is a dict of maps, one for each head; a method that finds segments adds them under ``segments``.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,9 +28,14 @@ class DenseTask(Task):
 
     Attributes:
         heads: name -> channels of what a network must give for the loss.
+        terms: what others add to the mean loss in training, each a function of the output and the batch.
     """
 
     heads: dict[str, int]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.terms: list[Callable[[Output, Batch], Tensor]] = []
 
     @staticmethod
     def resized(output: Tensor, batch: Batch) -> Tensor:
@@ -46,8 +51,6 @@ class DenseTask(Task):
         maps = list(to_truth(output, batch))
         high, wide = batch["truth_size"].amax(0).tolist()
         return torch.stack([F.pad(one, (0, wide - one.shape[-1], 0, high - one.shape[-2])) for one in maps])
-
-
 
     @staticmethod
     def pairs(name: str, output: Output, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
@@ -79,14 +82,23 @@ class SemanticSegmentation(DenseTask):
         self.heads = {"semantic": num_classes}
 
     def loss(self, output: Output, batch: Batch, reduction: str = "mean") -> Tensor:
-        """Cross-entropy in nats, the mean over pixels that have a class; ``reduction="none"`` gives [B, H', W'], 0 at void."""
+        """Cross-entropy in nats, the mean over pixels that have a class; ``reduction="none"`` gives [B, H', W'], 0 at void.
+
+        A method may add ``weight`` float [B, H', W'] to the batch: how much each pixel counts, in the sum and in what it is divided by.
+        """
         logits, truth = self.resized(output["semantic"], batch), batch["semantic"]
         smoothing = self.label_smoothing if self.training else 0.0
         loss = F.cross_entropy(logits, truth, ignore_index=VOID, reduction="none", label_smoothing=smoothing)
+        known = truth != VOID
+        if "weight" in batch:
+            loss, known = loss * batch["weight"], known * batch["weight"]
         if reduction == "none":
             return loss
         # not torch's own mean, which is NaN when all is void
-        return self.mean(loss, (truth != VOID).sum())
+        mean = self.mean(loss, known.sum())
+        for term in self.terms if self.training else ():
+            mean = mean + term(output, batch)
+        return mean
 
     def metrics(self) -> MetricCollection:
         """``mean_iou``, ``pixel_accuracy``, ``loss``."""

@@ -73,6 +73,10 @@ class Method(pl.LightningModule):
         """The output that the task's metrics judge, for a batch of ``train``, ``val`` or ``test``."""
         return self.model(batch[self.task.input])
 
+    def inherit(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What of a checkpoint's tensors, of any method, the model starts from (``init_from``), by their names in the model."""
+        return {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+
     # ---- training numbers ---------------------------------------------------------------------------------------------------
 
     def record(self, **values: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Plain supervised training: minimise the task's loss. Also language modelling with a hidden state carried over chunks."""
+"""Plain supervised training: minimise the task's loss. Also with a state that is carried over the chunks of streams and episodes."""
 
 from typing import Any
 
@@ -19,7 +19,8 @@ class Supervised(Method):
     """Minimise ``task.loss`` on every batch.
 
     A model with ``stateful = True`` takes ``(tokens, state)`` and returns ``(logits, state)``: its state is carried from one
-    chunk of a stream to the next, cut off from the graph, and zeroed where ``batch["fresh"]`` says that a stream starts.
+    chunk of a stream to the next, cut off from the graph, and zeroed where ``batch["fresh"]`` says that a stream starts. What a
+    batch has of ``query`` and ``asked`` (the steps that have a loss) the model gets too.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -34,7 +35,7 @@ class Supervised(Method):
         state = self._carried.get(split)
         if state is not None:
             state = self.model.reset(state, batch["fresh"])
-        output, state = self.model(x, state)
+        output, state = self.model(x, state, **{name: batch[name] for name in ("query", "asked") if name in batch})
         self._carried[split] = detach(state)
         return output
 

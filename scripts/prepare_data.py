@@ -177,7 +177,7 @@ SETS: dict[str, tuple[Archive, ...]] = {
     "ptb": (PTB,),
 }
 # these get themselves, with dataset.download=true
-THEMSELVES = ("cifar10", "cifar100", "svhn", "mnist", "fashion_mnist")
+THEMSELVES = ("cifar10", "cifar100", "svhn", "mnist", "fashion_mnist", "babi")
 
 
 # what is there

@@ -21,6 +21,7 @@ IMAGES = ["dataset.batch_size=8", "dataset.limit=160"]
 # drawn or fake scenes, changed in every way
 SCENES = ["dataset.batch_size=4", "dataset.limit=80", "dataset.image_size=32", "dataset.workers=0"]
 PHOTOS = [*SCENES, "dataset.image_size=40", "dataset.resize=24", "dataset.max_size=32", "dataset.augment.crop=[16,24]"]
+EPISODES = ["dataset.batch_size=4", "dataset.limit=80"]
 TEXT = ["dataset.batch_size=4", "dataset.seq_len=12", "dataset.limit=1200"]
 
 DATASETS: dict[str, list[str]] = {
@@ -44,6 +45,11 @@ DATASETS: dict[str, list[str]] = {
     "coco_instances": PHOTOS,
     "cityscapes_panoptic": PHOTOS,
     "coco_captions": [*PHOTOS, "dataset.vocab_size=300"],
+    "figures": SCENES,
+    "digits_recall": [*EPISODES, "dataset.length=3"],
+    "babi": [*EPISODES, "dataset.seq_len=12", "dataset.vocab_size=30"],
+    "priority_sort": [*EPISODES, "dataset.items=4", "dataset.top=3"],
+    "maze_maps": [*EPISODES, "dataset.seq_len=5", "dataset.map_size=7", "dataset.grid=12"],
     "flood_fill": ["dataset.batch_size=4", "dataset.limit=80", "dataset.image_size=12"],
     "shortest_path": ["dataset.batch_size=4", "dataset.limit=80", "dataset.image_size=12"],
 }
@@ -69,6 +75,11 @@ MODELS: dict[str, list[str]] = {
     "fpn": ["model.backbone=test_resnet", "model.width=8"],
     "unet": ["model.width=4"],
     "deeplabv3": ["model.backbone=test_resnet", "model.width=8"],
+    "label_autoencoder": ["model.base=4", "model.code=4"],
+    "multigrid_memory": ["model.levels=[1,2,2]", "model.channels=[2,3,3]", "model.decoder_levels=[2,1]", "model.decoder_channels=4"],
+    "conv_lstm_memory": ["model.channels=[2,3]", "model.decoder_channels=[4]"],
+    "lstm_memory": ["model.width=12"],
+    "dnc": ["model.width=12", "model.slots=6", "model.word=4", "model.reads=2"],
 }
 
 METHODS: dict[str, list[str]] = {
@@ -79,6 +90,16 @@ METHODS: dict[str, list[str]] = {
     "orthogonalized": [],
     "greedy_exits": [],
     "center_offset": ["method.sigma=2.0", "method.center_weight=2.0", "method.stuff_area=16", "optimizer.lr=0.01"],
+    "contrastive": [
+        "method.framework=moco",
+        "method.support=1",
+        "method.cancel=attract",
+        "method.threshold=0.0",
+        "method.queue=64",
+        "method.projector.hidden=16",
+    ],
+    "label_autoencoder": [],
+    "pixel_consensus": ["method.grid=[[1,1],[3,2]]", "method.stuff_area=16", "method.threshold=2.0", "optimizer.lr=0.01"],
 }
 
 SPARSITIES: dict[str, list[str]] = {
@@ -142,17 +163,33 @@ def completed(**chosen: str) -> dict[str, str]:
 
     needs = frozenset().union(*(options(group)[name].needs for group, name in chosen.items()))
     if "dataset" not in chosen:
-        kinds = {"tokens": "pydocs_char", "vocabulary": "pydocs_char", "panoptic": "shapes_panoptic", "dense": "shapes_semantic"}
+        kinds = {
+            "tokens": "pydocs_char",
+            "vocabulary": "pydocs_char",
+            "maps": "maze_maps",
+            "sequence": "digits_recall",
+            "panoptic": "shapes_panoptic",
+            "dense": "shapes_semantic",
+        }
         chosen["dataset"] = next((name for word, name in kinds.items() if word in needs), "digits")
     data = options("dataset")[chosen["dataset"]]
     if "model" not in chosen:
-        chosen["model"] = "lstm_lm" if "tokens" in data.gives else "unet" if "dense_model" in data.needs else "mlp"
-        if "exits" in needs:
-            chosen["model"] = "nested_mlp"
-        elif "shared_layers" in needs:
-            chosen["model"] = "isotropic_cnn"
-    if "method" not in chosen and "grouping" in data.needs:
-        chosen["method"] = "center_offset"
+        kinds = {
+            "exits": "nested_mlp",
+            "shared_layers": "isotropic_cnn",
+            "label_model": "label_autoencoder",
+            "dense_model": "unet",
+            "memory": "lstm_memory",
+        }
+        usual = "lstm_lm" if "tokens" in data.gives else "mlp"
+        chosen["model"] = next((name for word, name in kinds.items() if word in needs | data.needs), usual)
+    if "method" not in chosen:
+        if "labels_alone" in needs:
+            chosen["method"] = "label_autoencoder"
+        elif "false_negatives" in needs:
+            chosen["method"] = "contrastive"
+        elif "grouping" in data.needs:
+            chosen["method"] = "center_offset"
     return chosen
 
 

@@ -28,6 +28,8 @@ CASES: dict[str, list[str]] = {
     "adam": [*smallest(optimizer="adam", model="mlp"), *PLAIN],
     "unet": [*smallest(model="unet"), "model.norm=group", "model.levels=2"],
     "center_offset": [*smallest(method="center_offset"), "model.norm=group", "model.levels=2"],
+    "pixel_consensus": [*smallest(method="pixel_consensus"), "model.norm=group", "model.levels=2"],
+    "lstm_memory": smallest(model="lstm_memory"),
     "lstm_lm": smallest(model="lstm_lm"),
     "transformer_lm": [*smallest(model="transformer_lm"), "model.dropout=0.0"],
 }

@@ -29,9 +29,10 @@ def param_groups(
     """Partition the trainable parameters of ``model`` into groups for any ``torch.optim`` optimizer.
 
     Every trainable parameter is in exactly one group, a shared (tied) one too. Learned masks (parameters with the attribute
-    ``is_mask = True``) have groups of their own, without weight decay; what a mask says of its own SGD (a dict in the attribute
-    ``sgd``: lr, momentum, nesterov) is the group's key ``sgd``, for ``with_masks``. A module's ``no_decay`` names those of its
-    parameters that never get any weight decay. Each group carries a ``name``.
+    ``is_mask = True``) have groups of their own, without weight decay; what a parameter says of an SGD of its own (a dict in the
+    attribute ``sgd``: lr, momentum, nesterov; masks have it, and classifiers that only watch) is the group's key ``sgd``, for
+    ``with_masks``. A module's ``no_decay`` names those of its parameters that never get any weight decay. Each group carries a
+    ``name``.
 
     Args:
         model: any module.
@@ -60,13 +61,13 @@ def param_groups(
 
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for name, p in named:
-        kind = "masks" if getattr(p, "is_mask", False) else "no_decay" if name in excluded else "decay"
         sgd: dict[str, Any] = getattr(p, "sgd", {})
+        kind = "masks" if getattr(p, "is_mask", False) else "own_sgd" if sgd else "no_decay" if name in excluded else "decay"
         layer = 0 if sgd else layers.get(name, 0)
         key = (layer, kind, *sgd.values())
         if key not in groups:
-            masks = {"params": [], "name": kind, "weight_decay": 0.0, "sgd": dict(sgd)}
-            groups[key] = masks if sgd else _new_group(kind, layer, layers, layer_decay, lr)
+            own_sgd = {"params": [], "name": kind, "weight_decay": 0.0, "sgd": dict(sgd)}
+            groups[key] = own_sgd if sgd else _new_group(kind, layer, layers, layer_decay, lr)
         groups[key]["params"].append(p)
     return [groups[key] for key in sorted(groups)]
 

@@ -129,9 +129,11 @@ def cosine(optimizer: Optimizer, total_steps: int, steps_per_epoch: int, warmup:
     return _decay(optimizer, total_steps, steps_per_epoch, warmup, final, lambda t: 0.5 * (1 + math.cos(math.pi * t)))
 
 
-def linear(optimizer: Optimizer, total_steps: int, steps_per_epoch: int, warmup: Length = 0, final: float = 0.0) -> Schedule:
-    """A straight line from the base rate to ``final`` times it."""
-    return _decay(optimizer, total_steps, steps_per_epoch, warmup, final, lambda t: 1 - t)
+def linear(
+    optimizer: Optimizer, total_steps: int, steps_per_epoch: int, warmup: Length = 0, final: float = 0.0, end: Length = 1.0
+) -> Schedule:
+    """A straight line from the base rate to ``final`` times it, reached at ``end`` and kept from there."""
+    return _decay(optimizer, total_steps, steps_per_epoch, warmup, final, lambda t: 1 - t, end)
 
 
 def polynomial(
@@ -216,14 +218,23 @@ def restarting(make: Callable[..., Schedule], rounds: int) -> Callable[..., Sche
 
 
 def _decay(
-    optimizer: Optimizer, total: int, per_epoch: int, warmup: Length, final: float, shape: Callable[[float], float]
+    optimizer: Optimizer,
+    total: int,
+    per_epoch: int,
+    warmup: Length,
+    final: float,
+    shape: Callable[[float], float],
+    end: Length = 1.0,
 ) -> Schedule:
-    """Warm-up, then ``shape`` (1 at t=0, 0 at t=1) over what is left of training, ending at ``final``."""
+    """Warm-up, then ``shape`` (1 at t=0, 0 at t=1) until ``end``, from where it stays at ``final``."""
     w = _warmup(warmup, total, per_epoch)
     _check_factor("final", final)
+    e = length("scheduler end", end, total, per_epoch)
+    if e <= w:
+        raise UserError(f"scheduler end={end} is step {e}, but warm-up alone takes {w}: make it later.")
 
     def factor(k: int) -> float:
-        return _warm(k, w) if k < w else final + (1 - final) * shape(min(1.0, (k - w) / (total - w)))
+        return _warm(k, w) if k < w else final + (1 - final) * shape(min(1.0, (k - w) / (e - w)))
 
     return Schedule(optimizer, factor)
 

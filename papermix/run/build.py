@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from papermix.run.check import CAPABILITIES, check_allowed, targets
+from papermix.run.check import CAPABILITIES, LOADS, check_allowed, targets
 
 
 def strip(node: Any) -> Any:
-    """The node without the words that are for the mix check."""
+    """The node without the words that are for the checks."""
     if isinstance(node, dict):
-        return {k: strip(v) for k, v in node.items() if k not in CAPABILITIES}
+        return {k: strip(v) for k, v in node.items() if k not in (*CAPABILITIES, LOADS)}
     return [strip(v) for v in node] if isinstance(node, list) else node
 
 

@@ -21,6 +21,8 @@ ALLOWED_TARGETS = (
 # sub-nodes that the machinery builds by itself, and so are no arguments of the node they stand in
 PARTS = {"dataset": {"task"}, "optimizer": {"groups"}}
 CAPABILITIES = ("_gives_", "_needs_", "_clashes_")
+# keys of a node that name weights as init_from does: an earlier stage, a run folder or a .ckpt file
+LOADS = "_loads_"
 # given by the machinery when the object is built, never by the config
 LIVE = {"model", "task", "optimizer", "scheduler"}
 
@@ -135,6 +137,16 @@ def targets(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:
     elif isinstance(node, list):
         for i, value in enumerate(node):
             yield from targets(value, f"{path}.{i}")
+
+
+def loads(node: Any) -> Iterator[tuple[str, str]]:
+    """(dotted key, value) of all keys that name weights and are set, ``init_from`` first; of a list, each of its values."""
+    if node.get("init_from"):
+        yield "init_from", node["init_from"]
+    for path, inner in targets(node):
+        for key in inner.get(LOADS) or ():
+            value = inner.get(key)
+            yield from ((f"{path}.{key}", source) for source in (value if isinstance(value, list) else [value]) if source)
 
 
 def check_allowed(target: str, path: str) -> None:

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from papermix.errors import UserError, nearest
 from papermix.run.catalog import CONF
-from papermix.run.check import check, resolved
+from papermix.run.check import check, loads, resolved
 from papermix.run.names import register_resolvers
 
 
@@ -35,11 +35,12 @@ def _freeze_one(cfg: DictConfig, folder: Path, before: Sequence[str] = ()) -> di
     with open_dict(cfg):
         cfg.paths.run = str(folder)
     check(cfg)
-    source = cfg.init_from
-    # a run that goes on needs what it started from no more
-    if source and source not in before and not Path(source).exists() and not (folder / "checkpoints").is_dir():
-        raise UserError(f"init_from={source}: there is no such checkpoint, run folder or earlier stage{nearest(source, before)}.")
-    return resolved(cfg)
+    plain = resolved(cfg)
+    for key, source in loads(plain):
+        # a run that goes on needs what it started from no more, or says itself that it does
+        if source not in before and not Path(source).exists() and not (folder / "checkpoints").is_dir():
+            raise UserError(f"{key}={source}: there is no such checkpoint, run folder or earlier stage{nearest(source, before)}.")
+    return plain
 
 
 def freeze(cfg: DictConfig, overrides: list[str], run_dir: Path) -> dict[str, dict[str, Any]]:
@@ -62,7 +63,9 @@ def freeze(cfg: DictConfig, overrides: list[str], run_dir: Path) -> dict[str, di
             raise UserError(f"stages.{name} must be a list of overrides, like [method=linear_probe, trainer.max_epochs=10].")
         own = [str(o) for o in own]
         replaced = {_key(o) for o in own}
-        kept = [o for o in overrides if _key(o) not in replaced and not _key(o).startswith(("stages", "hydra"))]
+        # what was typed for another option of a group that the stage chooses anew does not concern this stage
+        left = replaced | {"stages", "hydra"}
+        kept = [o for o in overrides if not {_key(o), _key(o).partition(".")[0]} & left]
         try:
             stage = compose([*kept, *own], with_hydra=True)
         except Exception as e:
@@ -74,9 +77,9 @@ def freeze(cfg: DictConfig, overrides: list[str], run_dir: Path) -> dict[str, di
             if stage.stages and stage.stages != cfg.stages:
                 raise UserError(f"stage {name} sets stages itself: write all stages one after another.")
             stage.stages, stage.stage = None, name
-        source = stage.init_from
-        if source and source in cfg.stages and source not in frozen:
-            raise UserError(f"stage {name} starts from stage {source!r}, which does not come before it: change their order.")
+        for key, source in loads(OmegaConf.to_container(stage)):
+            if source in cfg.stages and source not in frozen:
+                raise UserError(f"stage {name} reads stage {source!r} ({key}), which does not come before it: change their order.")
         try:
             frozen[name] = _freeze_one(stage, run_dir / name, list(frozen))
         except UserError as e:

@@ -59,8 +59,9 @@ def run_dir(root: DictConfig) -> str:
 
 
 def register_resolvers() -> None:
-    """Make ``${run_name:}``, ``${run_dir:}``, ``${not:value}`` and ``${range:first,end}`` known to OmegaConf."""
+    """Make ``${run_name:}``, ``${run_dir:}``, ``${not:value}``, ``${add:a,b}`` and ``${range:first,end}`` known to OmegaConf."""
     OmegaConf.register_new_resolver("run_name", lambda *, _root_: run_name(_root_), replace=True)
     OmegaConf.register_new_resolver("run_dir", lambda *, _root_: run_dir(_root_), replace=True)
     OmegaConf.register_new_resolver("not", lambda value: not value, replace=True)
+    OmegaConf.register_new_resolver("add", lambda *numbers: sum(numbers), replace=True)
     OmegaConf.register_new_resolver("range", lambda first, end: list(range(first, end)), replace=True)

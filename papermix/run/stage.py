@@ -166,6 +166,10 @@ def run_stage(place: Path) -> dict[str, Any] | None:
     loggers = [build(node) for node in (config.get("logger") or {}).values() if node and node.get("_target_")]
     clock = Clock()
     callbacks = [*build_callbacks(config), Position(), clock]
+    for callback in callbacks:
+        # networks of other runs that a callback works with
+        for source in getattr(callback, "runs", ()):
+            callback.networks[source] = load_network(source, place)  # type: ignore[attr-defined]
     trainer = build_trainer(config, place, callbacks, loggers)
     if trainer.is_global_zero:
         for logger in trainer.loggers:
@@ -261,6 +265,21 @@ def find_weights(source: str, place: Path) -> Path:
     raise UserError(f"init_from={source}: neither a stage of this run, nor a run folder, nor a .ckpt file with a readable checkpoint.")
 
 
+def load_network(source: str, place: Path) -> nn.Module:
+    """The network of another run (named as ``init_from`` names it), with the weights of its last checkpoint. Draws no random number."""
+    path = find_weights(source, place)
+    config = folder.read_config(path.parents[1])
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    method = build_method(config)
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+    method.fresh = ()  # that run is over: its heads count, too
+    load_weights(method, path)
+    network: nn.Module = method.model
+    return network
+
+
 def load_weights(method: Method, path: Path) -> None:
     """Load a checkpoint's model weights; parts of another shape, and those the method starts anew, are left as they are, and said.
 
@@ -268,8 +287,7 @@ def load_weights(method: Method, path: Path) -> None:
     """
     from papermix.sparsity.mask import plain_state
 
-    state = VerifiedCheckpointIO().load_checkpoint(path)["state_dict"]
-    state = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+    state = method.inherit(VerifiedCheckpointIO().load_checkpoint(path)["state_dict"])
     own = method.model.state_dict()
     if not any("parametrizations" in k for k in own):
         state = plain_state(state)  # a sparse network's weights go into a dense one with their masks applied

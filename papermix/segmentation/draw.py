@@ -1,6 +1,7 @@
 """Segmentations as pictures: arrays of bytes [H, W, 3], for whatever shows or saves them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
@@ -15,6 +16,21 @@ LIGHT, DARK = (255, 255, 255), (20, 20, 20)
 # the instances of a class, the largest first: towards white above 0, towards black below
 SHADES = (0.0, 0.45, -0.35, 0.25, -0.2, 0.6, -0.5)
 _STRIPE = 4  # pixels, width of a crowd's stripes
+
+
+@dataclass(frozen=True)
+class View:
+    """What a method shows of an image besides the segments that it found.
+
+    Attributes:
+        title: for people.
+        values: float [h, w], drawn as a heat map from 0 to the highest; or int64 [h, w], numbers of regions, 0 for none.
+        frames: int64 [N, 4], first row, first column, last row, last column of what is framed.
+    """
+
+    title: str
+    values: Tensor
+    frames: Tensor
 
 
 def luminance(color: np.ndarray) -> np.ndarray:
@@ -122,4 +138,33 @@ def heat(values: Tensor, low: float, high: float, colors: str = "viridis") -> Pi
     part = np.clip((np.where(good, numbers, low) - low) / max(high - low, 1e-12), 0, 1)
     picture = (colormaps[colors](part)[..., :3] * 255).round().astype(np.uint8)
     picture[~good] = GREY
+    return picture
+
+
+def regions(numbers: Tensor, image: Picture) -> Picture:
+    """Numbered regions [H, W] in colours that have no meaning (ten, then again), on the pale, grey image where the number is 0."""
+    from matplotlib import colormaps
+
+    map = numbers.cpu().numpy()
+    colors = np.array([colormaps["tab10"](n)[:3] for n in range(10)]) * 255
+    pale = 255 - 0.3 * (255 - luminance(image))
+    return np.where(map[..., None] > 0, colors[(map - 1) % 10], pale[..., None]).round().astype(np.uint8)
+
+
+def framed(picture: Picture, frames: Tensor, size: Sequence[int]) -> Picture:
+    """The picture with a white and a dark line, of one pixel each, around ``frames`` [N, 4] (see :class:`View`).
+
+    Args:
+        picture: uint8 [H, W, 3].
+        frames: in positions of a map of this ``size`` (height, width), which the picture shows enlarged or reduced.
+    """
+    picture, (height, width) = picture.copy(), picture.shape[:2]
+    for away, color in ((2, DARK), (1, LIGHT)):
+        for top, left, bottom, right in frames.tolist():
+            # the lines lie around what is framed, at the picture's border within it
+            first, last = top * height // size[0] - away, (bottom + 1) * height // size[0] + away - 1
+            start, stop = left * width // size[1] - away, (right + 1) * width // size[1] + away - 1
+            y, x = np.clip([first, last], 0, height - 1), np.clip([start, stop], 0, width - 1)
+            picture[y[0] : y[1] + 1, x] = color
+            picture[y, x[0] : x[1] + 1] = color
     return picture

@@ -18,6 +18,11 @@ RECIPES: dict[str, list[str]] = {
         "dataset.augment.scale=null",
         "dataset.augment.crop=null",
     ],
+    "the same by pixel consensus voting (grid of 233 cells)": [
+        "experiment=pixel_consensus_voting/coco",
+        "dataset.batch_size=2",
+        "dataset.augment.scale=null",
+    ],
     "R-50 DeepLabv3+, VOC, 4 crops (512x512)": ["experiment=pixels/voc_deeplabv3", "dataset.batch_size=4"],
     "ResNet-50, ImageNet, 32 images (224x224)": ["experiment=foundation/imagenet_resnet50", "dataset.batch_size=32"],
 }

@@ -148,6 +148,37 @@ def test_panels_of_segments(tmp_path: Path) -> None:
     assert at(over, 10, 3) == pytest.approx([0.6 * c + 0.4 * i for c, i in zip((30, 60, 220), at(image, 10, 3))], abs=1)
 
 
+def test_panels_of_what_a_method_shows(tmp_path: Path) -> None:
+    """Behind the others: numbers as a heat map, regions in colours of their own, frames around both, at the picture's size."""
+
+    class Shower(Seer):
+        def views(self, output: dict, batch: dict, place: int) -> list[draw.View]:
+            assert len(output["segments"]) == len(batch["image"]) > place
+            heat = torch.arange(12.0).view(3, 4) * (place + 1)
+            regions = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 2, 2]])
+            return [draw.View("heat", heat, torch.tensor([[1, 1, 1, 2]])), draw.View("regions", regions, torch.zeros(0, 4).long())]
+
+    seen = look(Shower(), [0, 1])
+    panels = row(seen[1], CATEGORIES)
+    assert [p.title for p in panels[-2:]] == ["heat", "regions"] and len(panels) == 7
+    heat, regions = (p.picture for p in panels[-2:])
+    assert panels[-2].bar == ("viridis", 0.0, 22.0) and panels[-1].bar is None
+    assert heat.shape == regions.shape == (400, 250, 3), "of the truth's form"
+    high, wide = 400 // 3, 250 / 4
+    np.testing.assert_array_equal(heat[-1, -1], draw.heat(torch.tensor([[22.0]]), 0, 22)[0, 0])
+    for away, color in ((1, draw.LIGHT), (2, draw.DARK)):
+        line = (heat == color).all(-1)
+        y, x = np.nonzero(line)
+        assert (y.min(), y.max(), x.min(), x.max()) == (high - away, 2 * 400 // 3 + away - 1, int(wide) - away, int(3 * wide) + away - 1)
+        assert line.sum() == 2 * (y.max() - y.min() + 1) + 2 * (x.max() - x.min() - 1), "one line around two positions"
+    colors = {tuple(c) for c in regions[-1].tolist()}
+    assert len(colors) == 1 and colors != {tuple(regions[0, -1].tolist())}
+    pale = regions[0, 0]
+    assert pale[0] == pale[1] == pale[2] >= 178, "the image where there is no region"
+    DensePictures().draw(seen, SimpleNamespace(datamodule=Data()), tmp_path / "a.png")  # type: ignore[arg-type]
+    assert imread(tmp_path / "a.png").shape[1] > 7 * 200
+
+
 def test_panels_of_classes_in_the_file(tmp_path: Path) -> None:
     seen = look(Seer("semantic"), [0, 3])
     DensePictures().draw(seen, SimpleNamespace(datamodule=Data()), tmp_path / "a.png")  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from torchvision.transforms.v2 import functional as V
 from datamodules import augment as A
 from datamodules.loaders import Draw, Share
 from papermix.errors import UserError
+from papermix.views import randaugment as R
 
 
 def pictures(count=6, channels=3, size=9):
@@ -84,7 +85,7 @@ def test_randaugment_equals_one_image_at_a_time():
     for image, op, sign, got in zip(images, ops.tolist(), signs.tolist(), result):
         alone = image[None]
         for code, reverse in zip(op, sign):
-            alone = A.randaugment_op(alone, A.RANDAUGMENT_OPS[code], 9, 1 - 2 * reverse)
+            alone = R.randaugment_op(alone, R.RANDAUGMENT_OPS[code], 9, 1 - 2 * reverse)
         assert torch.equal(got, alone[0])
     assert torch.equal(images, before) and result.dtype == torch.uint8
 
@@ -92,12 +93,12 @@ def test_randaugment_equals_one_image_at_a_time():
 def test_every_randaugment_operation_does_something_and_only_the_signed_ones_have_a_direction():
     images = pictures(2, size=16)
     images[:, :, :4] //= 2
-    for name in A.RANDAUGMENT_OPS:
-        there, back = (A.randaugment_op(images // 2 + 40, name, 20, sign) for sign in (1, -1))
+    for name in R.RANDAUGMENT_OPS:
+        there, back = (R.randaugment_op(images // 2 + 40, name, 20, sign) for sign in (1, -1))
         assert torch.equal(there, images // 2 + 40) == (name == "identity"), name
         assert torch.equal(there, back) == (name in ("identity", "posterize", "solarize", "autocontrast", "equalize")), name
     with pytest.raises(ValueError, match="unknown operation"):
-        A.randaugment_op(images, "blur", 1, 1)
+        R.randaugment_op(images, "blur", 1, 1)
 
 
 @pytest.mark.parametrize("count", [6, 7])

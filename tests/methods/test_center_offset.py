@@ -172,6 +172,21 @@ def test_peaks_in_the_padding_do_not_count() -> None:
     assert_same(found, one)
 
 
+def test_views() -> None:
+    """The centre map without the padding, and the windows of its peaks."""
+    scenes = [scene(0), scene(1, 52, 70)]
+    batch = batch_of(scenes, padding=(4, 6))
+    heads = perfect(scenes, (4, 6))
+    for place, one in enumerate(scenes):
+        method = method_of(Maps(**heads), window=5)
+        (view,) = method.views(method.predict(batch, "val"), batch, place)
+        objects = int(((one.areas() > 0) & (one.category < 2) & ~one.crowd).sum())
+        assert view.title == f"centre map; peaks framed: {objects}" and view.values.shape == one.map.shape
+        middle = (view.frames[:, :2] + view.frames[:, 2:]) // 2
+        assert bool((view.values[middle[:, 0], middle[:, 1]] > 0.9).all())
+        assert bool((view.frames[:, 2:] - view.frames[:, :2] == 4).all())
+
+
 @pytest.mark.parametrize("factor", [(1, 3), (3, 1), (2, 2)])
 def test_truth_of_another_size(factor: tuple[int, int]) -> None:
     """Offsets count in pixels of the image: with a larger truth the segments are those of the image, enlarged.

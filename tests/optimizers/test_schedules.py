@@ -58,6 +58,13 @@ def test_ends_exactly_and_stays(name, end) -> None:
     assert rates[N - 1][0] > end
 
 
+def test_a_line_may_end_before_training_does() -> None:
+    rates = [r[0] for r in run("linear", final=0.1, end=0.5)]
+    assert rates[: N // 2] == pytest.approx([1 - 0.9 * k / (N // 2) for k in range(N // 2)]) and rates[N // 2 :] == [0.1] * (N - N // 2 + 1)
+    with pytest.raises(UserError, match="end=2 steps is step 2, but warm-up alone takes 5"):
+        run("linear", warmup="5 steps", end="2 steps")
+
+
 def test_one_cycle() -> None:
     rates = [r[0] for r in run("one_cycle", warmup=0.25, initial=0.1, final=0.01)]
     assert rates[0] == pytest.approx(0.1) and rates[10] == 1.0 == max(rates) and rates[N] == 0.01

@@ -157,7 +157,8 @@ def _draw_arms(axis: Any, arms: dict[str, Any], found: dict[str, Any]) -> None:
         axis.plot([at - 0.38, at + 0.38], [edge] * 2, color=RED, linewidth=1.2, linestyle="--", label=label)
         arrow = {"arrowstyle": "<-", "color": RED}
         axis.annotate("", (at + 0.38, edge), xytext=(0, up), textcoords="offset points", arrowprops=arrow)
-    axis.set_xticks(range(len(arms)), list(arms), fontsize=8)
+    slanted = {"rotation": 30, "ha": "right"} if sum(map(len, arms)) > 50 else {}
+    axis.set_xticks(range(len(arms)), list(arms), fontsize=8, **slanted)
     axis.set_xlim(-0.6, len(arms) - 0.4)
     axis.set_ylabel(found["measure"].replace("/", " "), fontsize=8)
     axis.legend(fontsize=7, frameon=False)
