@@ -80,6 +80,8 @@ def freeze(cfg: DictConfig, overrides: list[str], run_dir: Path) -> dict[str, di
         for key, source in loads(OmegaConf.to_container(stage)):
             if source in cfg.stages and source not in frozen:
                 raise UserError(f"stage {name} reads stage {source!r} ({key}), which does not come before it: change their order.")
+            if source in frozen and "checkpoints" not in (frozen[source].get("callbacks") or {}):
+                raise UserError(f"stage {name} reads stage {source!r} ({key}), which saves nothing: add checkpoints to its callbacks.")
         try:
             frozen[name] = _freeze_one(stage, run_dir / name, list(frozen))
         except UserError as e:

@@ -13,18 +13,22 @@ from papermix.sparsity.widening import cost
 from scripts.benchmarks.harness import Options, Report, Timing, each_round, interleave, timed
 from scripts.benchmarks.parts import Config, config_of, device_of, settle
 
-# option, and channels of each layer in the cut network
-NETWORKS = {"ResNet-20": ("resnet20", 8), "VGG-11": ("vgg11", 128)}
+# overrides, channels of each layer in the cut network, batch, classes, pixels on a side
+NETWORKS = {
+    "ResNet-20": (["dataset=cifar10", "model=resnet20"], 8, 128, 10, 32),
+    "VGG-11": (["dataset=cifar10", "model=vgg11"], 128, 128, 10, 32),
+    "ResNet-50": (["dataset=imagenet", "model=timm", "model.name=resnet50"], 64, 16, 1000, 224),
+}
 EPOCHS = 160
 
 
-def grown(config: Config, stage: int, batch: int, size: int, steps: int) -> tuple[Callable[[], Timing], list[int], list[int]]:
+def grown(config: Config, stage: int, shape: tuple[int, int, int], steps: int) -> tuple[Callable[[], Timing], list[int], list[int]]:
     """A loop by hand at a stage, rates adapted; the operations of all stages, and their lengths."""
     torch.manual_seed(config["seed"])
     device = device_of(config)
     model = build(config["model"]).to(device)
     growing = build(config["sparsity"])
-    x, y = torch.randn(batch, 3, size, size, device=device), torch.randint(10, (batch,), device=device)
+    x, y = example(shape, device)
     growing.attach(model, x)
     for _ in range(stage):
         growing.grow()
@@ -33,17 +37,23 @@ def grown(config: Config, stage: int, batch: int, size: int, steps: int) -> tupl
     return loop(model, optimizer, x, y, steps), growing.flops, growing.lengths(EPOCHS)
 
 
-def cut(config: Config, batch: int, size: int, steps: int) -> tuple[Callable[[], Timing], float]:
+def cut(config: Config, shape: tuple[int, int, int], steps: int) -> tuple[Callable[[], Timing], float]:
     """The same within one interval of structured sparsity, at its first structure; and its operations as a share of the whole."""
     torch.manual_seed(config["seed"])
     device = device_of(config)
     model = build(config["model"]).to(device)
     sparsity = build(config["sparsity"])
-    x, y = torch.randn(batch, 3, size, size, device=device), torch.randint(10, (batch,), device=device)
+    x, y = example(shape, device)
     sparsity.attach(model, x)
     optimizer = optimizer_factory(config)(model)
     sparsity.watch(optimizer)
     return loop(model, optimizer, x, y, steps, sparsity.penalty_backward), sparsity.structure.cost("flops")
+
+
+def example(shape: tuple[int, int, int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random images and labels of a batch, given its size, the classes and the pixels on a side."""
+    batch, classes, size = shape
+    return torch.randn(batch, 3, size, size, device=device), torch.randint(classes, (batch,), device=device)
 
 
 def loop(
@@ -71,22 +81,25 @@ def loop(
 
 def run(options: Options) -> Report:
     """Nine stages from a quarter of the width, and a structure of the same number of channels in all layers."""
-    batch, size, steps = (2, 8, 1) if options.smoke else (128, 32, 1)
+    steps = 1
     before = torch.get_num_threads()
     if options.threads:
         torch.set_num_threads(options.threads)
     report = Report("growing", "step", {})
     try:
-        for label, (name, channels) in NETWORKS.items():
-            common = ["dataset=cifar10", "dataset.fake=true", f"model={name}", f"hardware={options.device}"]
+        for label, (overrides, channels, batch, classes, size) in NETWORKS.items():
+            if options.smoke:
+                batch, size = 2, 32 if size == 224 else 8
+            shape = (batch, classes, size)
+            common = [*overrides, "dataset.fake=true", f"hardware={options.device}"]
             with tempfile.TemporaryDirectory() as folder:
                 config = config_of([*common, "sparsity=growing"], Path(folder) / "growing")
                 stages = config["sparsity"]["stages"]
-                made = [grown(config, stage, batch, size, steps) for stage in range(stages)]
+                made = [grown(config, stage, shape, steps) for stage in range(stages)]
                 config = config_of(
                     [*common, "sparsity=structured", f"sparsity.seed_channels={channels}"], Path(folder) / "structured"
                 )
-                structured, used = cut(config, batch, size, steps)
+                structured, used = cut(config, shape, steps)
             arms = {f"stage {stage + 1}": arm for stage, (arm, _, _) in enumerate(made)}
             timings = interleave({**arms, "cut": structured}, options.repetitions)
             report.timings[label] = timings

@@ -88,6 +88,7 @@ def test_stages_are_composed_as_typed() -> None:
     [
         ('{a: ["optimizer.lrr=1"]}', "stage a: there is no key 'optimizer.lrr'"),
         ('{a: ["init_from=b"], b: []}', "does not come before it"),
+        ('{a: ["callbacks=[rng]"], b: ["init_from=a"]}', "saves nothing: add checkpoints"),
         ("{a: 3}", "must be a list of overrides"),
         ("{main: []}", "not 'main'"),
     ],
