@@ -41,6 +41,8 @@ def library() -> Any:
         raise UserError("hydra/sweeper=optuna needs Optuna: install it with pip install 'papermix[optuna]'.") from None
     optuna.logging.set_verbosity(logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    # what it asks for is done: see importances
+    warnings.filterwarnings("ignore", message="PedAnovaImportanceEvaluator computes")
     return optuna
 
 
@@ -276,51 +278,3 @@ def importances(study: "Study", index: int = 0) -> dict[str, float]:
     except (ValueError, RuntimeError):  # such as when every trial had the same parameters
         return {}
     return {k: round(float(v), 4) for k, v in found.items()}
-
-
-def plot(study: "Study", names: Sequence[str], place: Path) -> list[Path]:
-    """Draw ``history.png`` (values by trial, with the best so far) and ``importance.png`` into a folder; returns what was drawn."""
-    import optuna
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    trials = study.get_trials(deepcopy=False)
-    done = [t for t in trials if t.state == optuna.trial.TrialState.COMPLETE]
-    pruned = [t for t in trials if t.state == optuna.trial.TrialState.PRUNED and t.intermediate_values]
-    if not done:
-        return []
-    drawn = []
-
-    def save(figure: Figure, name: str) -> None:
-        FigureCanvasAgg(figure).print_png(place / name)
-        drawn.append(place / name)
-
-    figure = Figure(figsize=(7, 3.2 * len(names)), layout="constrained")
-    for i, (name, direction) in enumerate(zip(names, study.directions)):
-        axes = figure.add_subplot(len(names), 1, i + 1)
-        values = [t.values[i] for t in done]
-        pick = max if direction == optuna.study.StudyDirection.MAXIMIZE else min
-        so_far = [pick(values[: n + 1]) for n in range(len(values))]
-        axes.plot([t.number + 1 for t in done], values, "o", color="tab:blue", label="finished")
-        if pruned and len(names) == 1:
-            last = [t.intermediate_values[max(t.intermediate_values)] for t in pruned]
-            axes.plot([t.number + 1 for t in pruned], last, "x", color="0.6", label="pruned")
-        axes.step([t.number + 1 for t in done], so_far, where="post", color="tab:orange", label="best so far")
-        axes.set(xlabel="trial", ylabel=name)
-        axes.legend()
-        axes.grid(alpha=0.3)
-    save(figure, "history.png")
-    shares = [importances(study, i) for i in range(len(names))]
-    if any(shares):
-        keys = list(dict.fromkeys(k for s in shares for k in s))[::-1]
-        figure = Figure(figsize=(7, 1.2 + 0.4 * len(keys) * len(names)), layout="constrained")
-        axes = figure.add_subplot()
-        height = 0.8 / len(names)
-        for i, (name, share) in enumerate(zip(names, shares)):
-            axes.barh([y + i * height for y in range(len(keys))], [share.get(k, 0.0) for k in keys], height, label=name)
-        axes.set_yticks([y + 0.4 - height / 2 for y in range(len(keys))], keys)
-        axes.set_xlabel("share of the metric's spread")
-        if len(names) > 1:
-            axes.legend()
-        save(figure, "importance.png")
-    return drawn

@@ -229,7 +229,7 @@ def surroundings(load_before: float) -> dict[str, Any]:
 
 def amount(seconds: float, unit: str) -> str:
     """Seconds of one unit as people read them: a time for steps and starts, a rate for what comes in thousands."""
-    if unit in ("step", "start"):
+    if unit in ("step", "start", "run"):
         return f"{1e3 * seconds:.3f} ms" if seconds < 1 else f"{seconds:.2f} s"
     return f"{1 / seconds:,.0f}/s"
 

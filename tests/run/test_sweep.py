@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from papermix.run.sweep import Job, Table, best_first, row
@@ -257,7 +258,32 @@ def test_a_killed_search_goes_on_as_if_it_had_not_been(app: App, tmp_path_factor
     assert first["best"][0]["run"] == first["runs"][0]["number"]
     assert first["best"][0]["command"].startswith("python train.py ")
     (place,) = (app.place / "outputs" / "sweeps").iterdir()
-    assert (place / "history.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("history", "importance", "coordinates"):
+        assert (place / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_parallel_coordinates_show_each_trial_on_each_axis() -> None:
+    import optuna
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    from papermix.run.search_pictures import coordinates
+
+    spaces = {"lr": FloatDistribution(1e-4, 1.0, log=True), "width": IntDistribution(8, 64), "m": CategoricalDistribution(["a", "b"])}
+    study = optuna.create_study(direction="minimize")
+    drawn = [(0.001, 8, "a", 3.0), (0.01, 16, "b", 1.0), (0.1, 40, "a", 2.0)]
+    for *values, loss in drawn[:1]:
+        study.add_trial(optuna.create_trial(params=dict(zip(spaces, values)), distributions=spaces, value=loss))
+    assert coordinates(study, "loss") is None
+    for *values, loss in drawn[1:]:
+        study.add_trial(optuna.create_trial(params=dict(zip(spaces, values)), distributions=spaces, value=loss))
+    study.add_trial(optuna.create_trial(state=optuna.trial.TrialState.PRUNED))
+    figure = coordinates(study, "loss")
+    assert figure is not None
+    lines = [line.get_ydata().tolist() for line in figure.axes[0].lines[:3]]
+    # worst first, so that the best lies on top
+    expected = [[0.0, 0.0, 0.25, 1.0], [1.0, 1.0, 0.25, 0.5], [0.5, 0.25, 0.75, 0.0]]
+    assert np.allclose(lines, expected)
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["lr", "width", "m", "loss"]
 
 
 def test_search_settings_are_checked_before_a_trial_runs(app: App) -> None:

@@ -333,6 +333,7 @@ class OptunaSweeper(PapermixSweeper):
     def _report_search(self, study: Any, names: Sequence[str | None], arguments: Sequence[str]) -> list[Row]:
         """Table, best parameters as a command line, pictures."""
         from papermix.run import search
+        from papermix.run.search_pictures import draw
         from papermix.run.sweep import Row, command_line
 
         trials = study.get_trials(deepcopy=False)
@@ -351,7 +352,7 @@ class OptunaSweeper(PapermixSweeper):
         for b in best:
             values = ", ".join(f"{name}={value:.6g}" for name, value in zip(labels, b["values"]))
             print(f"best: run {b['run']} with {values}\n  {b['command']}", flush=True)
-        search.plot(study, labels, self.place)
+        draw(study, labels, self.place)
         return ordered
 
     @staticmethod

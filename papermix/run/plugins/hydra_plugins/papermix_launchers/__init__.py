@@ -1,0 +1,1 @@
+"""papermix's launchers as Hydra plugins."""
