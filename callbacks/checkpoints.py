@@ -93,6 +93,7 @@ class Checkpoints(Callback, pl.callbacks.Checkpoint):
         self._due = False
         self._saved_at = -1  # batches seen (over all epochs) at the latest save
         self._saved_step = -1
+        self._fitted = -1  # batches seen when the fit that was saved had ended
         self._clock = time.monotonic()
         self._loaded = False
         self._trained = False
@@ -213,15 +214,17 @@ class Checkpoints(Callback, pl.callbacks.Checkpoint):
             self._due = True
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the finished state."""
-        if self._trained:
-            self._trained = False
+        """Save the finished state, unless it is what this run continued from."""
+        seen = trainer.fit_loop.total_batch_idx + 1
+        if self._trained and seen != self._fitted:
+            self._fitted = seen
             self._save(trainer, again=True)
+        self._trained = False
 
     # ---- saving ------------------------------------------------------------------------------------------------------------
 
     def _save(self, trainer: pl.Trainer, between: bool = False, again: bool = False) -> None:
-        """Write ``last.ckpt``; the one before is kept under another name until the new one has been read back."""
+        """Write ``last.ckpt``; the one before is kept under another name, to fall back to."""
         seen = trainer.fit_loop.total_batch_idx + 1
         self._due, self._clock = False, time.monotonic()
         if seen == self._saved_at and not again:
@@ -233,10 +236,8 @@ class Checkpoints(Callback, pl.callbacks.Checkpoint):
         if trainer.is_global_zero and self.last.exists() and (self._owns_last or _whole(verify, self.last)):
             _link(self.last, previous)
         trainer.save_checkpoint(self.last)
-        if trainer.is_global_zero:
-            if verify is not None:
-                verify(self.last)
-            previous.unlink(missing_ok=True)
+        if trainer.is_global_zero and verify is not None:
+            verify(self.last)
         self._owns_last = True
         self._saved_at, self._saved_step = seen, trainer.global_step
         self.seconds += time.monotonic() - self._clock
@@ -268,6 +269,7 @@ class Checkpoints(Callback, pl.callbacks.Checkpoint):
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the loggers' places."""
         checkpoint["partial"] = trainer.fit_loop._should_accumulate()
+        checkpoint["fitted"] = self._fitted
         checkpoint["loggers"] = {str(logger.name): logger.state_dict() for logger in _stateful(trainer)}
         loop = trainer.fit_loop.epoch_loop
         fetcher = trainer.fit_loop._data_fetcher
@@ -278,10 +280,15 @@ class Checkpoints(Callback, pl.callbacks.Checkpoint):
     _between = False
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Bring the loggers back to where they were."""
+        """Bring the loggers back to where they were; a damaged file is none of the best."""
         if trainer.state.fn != TrainerFn.FITTING:
             return
         self._loaded = True
+        self._fitted = int(checkpoint.get("fitted", -1))
+        verify = getattr(trainer.strategy.checkpoint_io, "verify", None)
+        for _, _, path in self.best() if trainer.is_global_zero else []:
+            if not _whole(verify, path):
+                path.unlink(missing_ok=True)
         self._saved_step = int(checkpoint["global_step"])
         for logger in _stateful(trainer):
             logger.load_state_dict({"step": self._saved_step, **checkpoint.get("loggers", {}).get(str(logger.name), {})})

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from callbacks.base import Callback
 from papermix.errors import UserError
+from papermix.sharding import like, local
 
 
 class EMA(Callback):
@@ -54,9 +55,10 @@ class EMA(Callback):
         for name, parameter in parameters.items():
             kept = self.average.get(name, parameter.detach())
             dtype = torch.float32 if parameter.dtype in (torch.float16, torch.bfloat16) else parameter.dtype
-            average[name] = kept.to(device=parameter.device, dtype=dtype, copy=True)
+            average[name] = like(kept, parameter).to(device=parameter.device, dtype=dtype, copy=True)
         self.average = average
-        self._pairs = ([p.detach() for p in parameters.values()], list(average.values()))
+        # of sharded weights each process averages its share
+        self._pairs = ([local(p.detach()) for p in parameters.values()], [local(a) for a in average.values()])
         self._half = any(w.dtype != a.dtype for w, a in zip(*self._pairs))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

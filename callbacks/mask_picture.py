@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from callbacks.base import Callback
 from callbacks.curves import Series, read
 from papermix.errors import UserError
+from papermix.sharding import whole
 from papermix.sparsity.mask import Parametrization
 from papermix.sparsity.scope import weights
 
@@ -32,7 +33,8 @@ class MaskPicture(Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Draw."""
-        layers = sparse_weights(pl_module.model)
+        with whole(pl_module):
+            layers = sparse_weights(pl_module.model)
         if not layers or not trainer.is_global_zero:
             return
         path = Path(trainer.default_root_dir) / "pictures" / "masks.png"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from callbacks.base import Callback, is_log_step, log_numbers
+from papermix.sharding import full
 
 
 class LearningRate(Callback):
@@ -42,7 +43,7 @@ class GradientNorm(Callback):
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         name = "gradient_norm" if len(trainer.optimizers) == 1 else f"gradient_norm/{trainer.optimizers.index(optimizer)}"
         if gradients:
-            log_numbers(trainer, {name: float(torch.nn.utils.get_total_norm(gradients))})
+            log_numbers(trainer, {name: float(full(torch.nn.utils.get_total_norm(gradients)))})
 
 
 class Throughput(Callback):

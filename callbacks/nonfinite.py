@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from callbacks.base import Callback
 from papermix.errors import UserError
+from papermix.sharding import full, local, parts
 
 
 class NonFinite(Callback):
@@ -56,12 +57,17 @@ class NonFinite(Callback):
                 self._stop(trainer, pl_module, loss)
         elif not self._seen:
             gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            if gradients and not math.isfinite(torch.nn.utils.get_total_norm(gradients).item()):
+            if gradients and not math.isfinite(full(torch.nn.utils.get_total_norm(gradients)).item()):
                 self._stop(trainer, pl_module, None)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse to save weights that are not finite."""
         name = _first_bad_parameter(pl_module)
+        if parts(pl_module):
+            # each process has looked at its shares, and all must stop together
+            found: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(found, name)
+            name = next((each for each in found if each is not None), None)
         if name is not None:
             raise UserError(
                 f"{name} is not finite after step {trainer.global_step} (epoch {trainer.current_epoch}): no checkpoint of it was "
@@ -84,7 +90,8 @@ def first_bad(pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> str 
     """Describe the first tensor that is NaN or infinite when ``batch`` is run again: an input, a parameter or an output of
     a layer.
 
-    Nothing is updated or logged. None: all tensors are finite this time (or the batch cannot be run again).
+    Of a sharded network only the inputs and this process's shares of the parameters are looked at. Nothing is updated or logged.
+    None: all tensors are finite this time (or the batch cannot be run again).
     """
     for name, value in batch.items() if isinstance(batch, dict) else []:
         if _bad(value):
@@ -94,6 +101,9 @@ def first_bad(pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> str 
                 f" of sample {int(index[rows[0]])}" if rows and isinstance(index, Tensor) and len(index) == len(value) else ""
             )
             return f"the input '{name}'{sample}"
+    if parts(pl_module):
+        # one process alone cannot run the batch again
+        return _named(_first_bad_parameter(pl_module))
     found: list[str] = []
 
     def before(name: str) -> Any:
@@ -126,7 +136,10 @@ def first_bad(pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> str 
             handle.remove()
     if found:
         return found[0]
-    name = _first_bad_parameter(pl_module)
+    return _named(_first_bad_parameter(pl_module))
+
+
+def _named(name: str | None) -> str | None:
     return None if name is None else f"the parameter {name}"
 
 
@@ -145,7 +158,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _first_bad_parameter(module: nn.Module) -> str | None:
-    parameters = {name: p.detach() for name, p in module.named_parameters() if p.is_floating_point()}
+    parameters = {name: local(p.detach()) for name, p in module.named_parameters() if p.is_floating_point() and local(p).numel()}
     if not parameters:
         return None
     # the largest absolute value of each is one fused pass; infinity and NaN survive it

@@ -9,6 +9,7 @@ import torch
 from callbacks.base import Callback
 from papermix.errors import UserError
 from papermix.models.generate import generate
+from papermix.sharding import parts, whole
 
 
 class SampleText(Callback):
@@ -51,12 +52,16 @@ class SampleText(Callback):
 
     def write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str) -> None:
         """Write one sample to the file ``name``."""
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero and not parts(pl_module):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         prompt = data.encode(self.prompt)
         model: Any = pl_module.model
-        tokens = generate(model, prompt, self.length, self.temperature, torch.Generator().manual_seed(self.seed))
+        # a sharded network runs in all processes
+        with whole(pl_module):
+            tokens = generate(model, prompt, self.length, self.temperature, torch.Generator().manual_seed(self.seed))
+        if not trainer.is_global_zero:
+            return
         path = Path(trainer.default_root_dir) / "samples" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(data.decode(torch.cat([prompt, tokens])) + "\n", encoding="utf-8")

@@ -38,6 +38,10 @@ class SparsityDriver(Callback):
             if self.sparsity.rounds > 1 and getattr(pl_module, "scheduler_factory", None) is not None:
                 pl_module.scheduler_factory = restarting(pl_module.scheduler_factory, self.sparsity.rounds)  # type: ignore[arg-type, assignment]
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The strategy has set the model up."""
+        self.sparsity.follow()
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Learn the length of training; refuse a model whose sparse layers were replaced since."""
         present = set(pl_module.modules())

@@ -5,9 +5,13 @@ as the one that was stopped there, whatever the number of workers. With several 
 and each process keeps its own slice, so that R processes together see exactly the batches that one would see.
 """
 
+import ctypes
 import hashlib
 import itertools
+import os
 import random
+import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -71,8 +75,10 @@ class Loader:
             yield batch
 
     def set_epoch(self, epoch: int) -> None:
-        """Move to the start of ``epoch``; does nothing when that is the current one."""
-        if epoch != self._epoch:
+        """Move to the start of ``epoch``; does nothing when that is the current one, or the one whose end was loaded."""
+        # Lightning names the old epoch when it goes on behind the last batch of it
+        at_its_end = self._resume and (self._epoch, self._next) == (epoch + 1, 0)
+        if epoch != self._epoch and not at_its_end:
             self._epoch, self._next, self._resume = epoch, 0, False
 
     def state_dict(self) -> dict[str, int]:
@@ -305,6 +311,7 @@ class WorkerLoader(IndexLoader):
             num_workers=self.workers,
             collate_fn=partial(_sort_out, self.collate),
             pin_memory=self.device.type == "cuda",
+            worker_init_fn=partial(_end_with, os.getpid()),
             # a generator of its own: else each pass would draw from the global one, and a resumed pass once more
             generator=torch.Generator(),
         )
@@ -352,6 +359,14 @@ class _Reads(Dataset):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(mix(*self.key, index))
             return self.read(index)
+
+
+def _end_with(parent: int, worker: int) -> None:
+    """Let this worker end with the process that reads from it. Torch's own watch misses a parent killed while the worker starts."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _sort_out(collate: Callable[[list[Any]], Batch], examples: list[Any]) -> tuple[Tensor, Batch, list[Damaged]]:

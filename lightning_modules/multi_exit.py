@@ -10,6 +10,7 @@ from lightning_modules.method import Method
 from lightning_modules.processes import mean_over_processes
 from papermix.errors import UserError, nearest
 from papermix.metrics.exits import exit_flops
+from papermix.sharding import whole
 
 WEIGHTS = ("equal", "linear", "adaptive")
 
@@ -113,8 +114,9 @@ class MultiExit(Method):
         """Operations up to each exit, of models that can be computed exit by exit."""
         if self._example is None or not hasattr(self.model, "step"):
             return {}
-        dense = exit_flops(self.model, self._example)
-        effective = exit_flops(self.model, self._example, effective=True)
+        with whole(self):
+            dense = exit_flops(self.model, self._example)
+            effective = exit_flops(self.model, self._example, effective=True)
         self._example = None
         costs = {f"test/flops_exit{k}": float(n) for k, n in enumerate(dense, 1)}
         if effective != dense:

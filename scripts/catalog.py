@@ -2,7 +2,7 @@
 
 python scripts/catalog.py                   all of it
 python scripts/catalog.py model optimizer   some groups; `papers`, `mixes` and `claims` are parts, too
-python scripts/catalog.py --write           write docs/catalog.md, the README's table of papers, the claims in docs/RESULTS.md
+python scripts/catalog.py --write           write docs/catalog.md, docs/config, the README's table of papers, the claims in docs/RESULTS.md
 python scripts/catalog.py --check           exit with 1 when these are not up to date
 """
 
@@ -58,13 +58,14 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     if not args.write and not args.check:
         show(args.parts)
         return 0
+    from papermix.run.reporting import catalog_page, config_page
     from papermix.run.reporting.blocks import stale, write
-    from papermix.run.reporting.catalog_page import pages
 
+    pages = {**config_page.pages(root), **catalog_page.pages(root)}
     if args.write:
-        print("written: " + (", ".join(write(pages(root))) or "nothing, all is up to date"))
+        print("written: " + (", ".join(write(pages)) or "nothing, all is up to date"))
         return 0
-    old = [str(path.relative_to(root)) for path in stale(pages(root))]
+    old = [str(path.relative_to(root)) for path in stale(pages)]
     if old:
         print(f"not up to date: {', '.join(old)}; run: python scripts/catalog.py --write", file=sys.stderr)
     return 1 if old else 0

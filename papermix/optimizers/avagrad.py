@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from papermix.errors import UserError
+from papermix.sharding import is_sharded, local
 
 # elements for each thread that a block may have: what a step reads and writes of them fits into a core's own cache
 _BLOCK = 65536
@@ -36,7 +37,8 @@ class AvaGrad(Optimizer):
     the root mean square; those whose gradient is always zero do count, with ``eta = 1 / eps``, and rule it when ``eps`` is small.
 
     The moments of 16-bit parameters are kept in 32 bits. On the CPU the step goes through the parameters in blocks that stay in
-    the processor's cache, on other devices all tensors take each operation together.
+    the processor's cache, on other devices all tensors take each operation together. Of sharded parameters each process moves its
+    share, by the root mean square over all of them.
 
     Args:
         params: parameters or parameter groups; each group has a root mean square of its own.
@@ -106,6 +108,7 @@ class AvaGrad(Optimizer):
     def _update(self, group: dict[str, Any]) -> tuple[list[Tensor], int]:
         """Move a group's parameters; returns parts of the sum of the squared eta, and the number of its elements."""
         alike: dict[tuple[torch.device, torch.dtype, int], Columns] = {}
+        count, sharded = 0, None
         for p in group["params"]:
             if p.grad is None:
                 continue
@@ -113,11 +116,16 @@ class AvaGrad(Optimizer):
             if not state:
                 state.update(step=0, exp_avg=torch.zeros_like(p, dtype=_kept(p)), exp_avg_sq=torch.zeros_like(p, dtype=_kept(p)))
             state["step"] += 1
+            count += p.numel()
+            sharded = p if is_sharded(p) else sharded
             columns = alike.setdefault((p.device, p.dtype, state["step"]), ([], [], [], []))
             for column, tensor in zip(columns, (p, p.grad, state["exp_avg"], state["exp_avg_sq"])):
-                column.append(tensor)
-        squares = [self._move(group, t, columns) for (_, _, t), columns in alike.items()]
-        return [x for x in squares if x is not None], sum(p.numel() for columns in alike.values() for p in columns[0])
+                column.append(local(tensor))
+        squares = [x for (_, _, t), columns in alike.items() if (x := self._move(group, t, columns)) is not None]
+        if sharded is not None and squares:
+            squares = [torch.stack(squares).sum()]
+            torch.distributed.all_reduce(squares[0], group=sharded.device_mesh.get_group())
+        return squares, count
 
     def _move(self, group: dict[str, Any], t: int, columns: Columns) -> Tensor | None:
         """Step ``t`` of tensors of one type on one device; returns their sum of the squared eta."""

@@ -32,3 +32,12 @@ def give_back_freed_memory() -> bool:
     """The allocator as it is in any program that has freed a large tensor: both thresholds where glibc moves them to by itself."""
     mallopt = _mallopt()
     return bool(mallopt is not None and mallopt(_MMAP_THRESHOLD, 32 << 20) and mallopt(_TRIM_THRESHOLD, 64 << 20))
+
+
+def return_freed_memory() -> bool:
+    """Give all freed memory of a megabyte and more back at once: where weights are shared out, what a block needed must not stay.
+
+    Returns whether this C library knows how.
+    """
+    mallopt = _mallopt()
+    return bool(mallopt is not None and mallopt(_MMAP_THRESHOLD, 1 << 20) and mallopt(_TRIM_THRESHOLD, 1 << 20))

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from papermix.run.check import CAPABILITIES, LOADS, check_allowed, targets
+from papermix.run.check import CAPABILITIES, LOADS
+from papermix.run.guard import check_safe
 
 
 def strip(node: Any) -> Any:
@@ -19,8 +20,7 @@ def build(node: dict, *args: Any, **live: Any) -> Any:
     """
     from hydra.utils import instantiate
 
-    for path, inner in targets(node):
-        check_allowed(str(inner["_target_"]), path or str(inner["_target_"]))
+    check_safe(node)
     node = strip(node)
     # live objects go in by a call, since Hydra would copy containers and walk modules
     partial = instantiate({**node, "_partial_": True}, _convert_="all")

@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast
 # groups whose options state what they give and need
 MIXED = ("dataset", "model", "method", "optimizer", "scheduler", "sparsity", "callbacks", "logger", "hardware")
 
@@ -39,10 +41,15 @@ def options(group: str) -> dict[str, Option]:
 
 
 @cache
+def _tree(group: str, name: str) -> Any:
+    return yaml.load((CONF / group / f"{name}.yaml").read_text(encoding="utf-8"), _LOADER)
+
+
+@cache
 def _read(group: str, name: str) -> Option:
     text = (CONF / group / f"{name}.yaml").read_text(encoding="utf-8")
     comments = (line.lstrip("# ") for line in text.splitlines() if line.startswith("#") and "@package" not in line)
-    tree = yaml.safe_load(text) or {}
+    tree = yaml.load(text, _LOADER) or {}
     sets = {key: _capabilities(tree, key) for key in ("_gives_", "_needs_", "_clashes_")}
     for entry in tree.get("defaults", []) if isinstance(tree, dict) else []:
         if isinstance(entry, str) and entry != "_self_" and not entry.startswith("/"):
@@ -75,8 +82,7 @@ def holders(key: str) -> list[str]:
     group, *parts = key.split(".")
     if not parts or group not in groups():
         return []
-    files = {name: (CONF / group / f"{name}.yaml").read_text(encoding="utf-8") for name in options(group)}
-    return [f"{group}={name}" for name, text in files.items() if has(yaml.safe_load(text), parts)]
+    return [f"{group}={name}" for name in options(group) if has(_tree(group, name), parts)]
 
 
 def givers(word: str) -> list[str]:

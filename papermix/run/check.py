@@ -9,15 +9,10 @@ from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError
 
 from papermix.errors import UserError, nearest
 from papermix.run import catalog
+from papermix.run.guard import check_allowed, targets
 from papermix.run.ranges import check_values
-from papermix.run.signatures import accepts, locate, names_in, signature
+from papermix.run.signatures import accepts, literals, signature
 
-# what a config may name as `_target_`: this project's packages, and the parts of libraries that build things
-ALLOWED_TARGETS = (
-    "papermix.", "lightning_modules.", "datamodules.", "callbacks.",
-    "torch.optim.", "torch.nn.", "timm.optim.", "timm.create_model", "torchmetrics.", "torchvision.transforms.v2.",
-    "pytorch_lightning.Trainer", "pytorch_lightning.callbacks.", "pytorch_lightning.loggers.",
-)  # fmt: skip
 # sub-nodes that the machinery builds by itself, and so are no arguments of the node they stand in
 PARTS = {"dataset": {"task"}, "optimizer": {"groups"}}
 CAPABILITIES = ("_gives_", "_needs_", "_clashes_")
@@ -127,18 +122,6 @@ def key_paths(cfg: DictConfig) -> list[str]:
     return list(_paths(cfg))
 
 
-def targets(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:
-    """All nodes with a ``_target_``, with their dotted paths."""
-    if isinstance(node, dict):
-        if node.get("_target_"):
-            yield path, node
-        for key, value in node.items():
-            yield from targets(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(node, list):
-        for i, value in enumerate(node):
-            yield from targets(value, f"{path}.{i}")
-
-
 def loads(node: Any) -> Iterator[tuple[str, str]]:
     """(dotted key, value) of all keys that name weights and are set, ``init_from`` first; of a list, each of its values."""
     if node.get("init_from"):
@@ -149,25 +132,10 @@ def loads(node: Any) -> Iterator[tuple[str, str]]:
             yield from ((f"{path}.{key}", source) for source in (value if isinstance(value, list) else [value]) if source)
 
 
-def check_allowed(target: str, path: str) -> None:
-    """Refuse a ``_target_`` outside the allow-list: a config must not be able to run arbitrary code."""
-    if not any(target == a or (a.endswith(".") and target.startswith(a)) for a in ALLOWED_TARGETS) or "._" in target:
-        raise UserError(f"{path}._target_={target} is not allowed: only papermix's own packages, torch.optim, torch.nn, timm and Lightning may be built.")
-
-
 def _check_target(path: str, node: dict) -> None:
     target = node["_target_"]
-    if not isinstance(target, str):
-        raise UserError(f"{path}._target_ must be a dotted name, not {target!r}.")
     check_allowed(target, path)
-    module, _, name = target.rpartition(".")
-    found = locate(target)
-    if found is None:
-        if names_in(module):
-            raise UserError(f"{path}._target_={target}: {module} has no {name!r}{nearest(name, names_in(module))}.")
-        if target.split(".")[0] in ("papermix", "lightning_modules", "datamodules", "callbacks"):
-            raise UserError(f"{path}._target_={target}: there is no module {module!r} in this project.")
-        return
+    name = target.rpartition(".")[2]
     takes = signature(target)
     if takes is None:
         return
@@ -179,6 +147,9 @@ def _check_target(path: str, node: dict) -> None:
             raise UserError(f"{path}.{key} is not an argument of {name}{nearest(key, takes.annotations)}.")
         wanted = accepts(takes.annotations[key], value)
         if wanted is not None:
+            names = literals(takes.annotations[key])
+            if names and isinstance(value, str):
+                raise UserError(f"{path}.{key}={value} is not possible{nearest(value, names)}: {name} takes {wanted}.")
             raise UserError(f"{path}.{key}={_short(value)} is not of the right type: {name} takes {wanted}.")
     missing = takes.required - given.keys() - LIVE
     if missing and not node.get("_partial_") and not node.get("_args_"):
@@ -217,6 +188,9 @@ def check_mix(cfg: DictConfig) -> None:
     for label, node in entries:
         for word in node.get("_gives_") or ():
             given.setdefault(str(word), label)
+    # any hardware may share weights out
+    if OmegaConf.select(cfg, "hardware.strategy") == "fsdp":
+        given.setdefault("fsdp", "hardware.strategy=fsdp")
     for label, node in entries:
         for word in node.get("_needs_") or ():
             if word not in given:

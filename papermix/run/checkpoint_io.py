@@ -23,6 +23,8 @@ from papermix.errors import UserError
 
 MAGIC = b"PMIXCKPT"
 _TAIL = 4 + 32 + len(MAGIC)
+# the checkpoint before the newest one
+PREVIOUS = "last-previous.ckpt"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -156,7 +158,7 @@ def find_last(folder: str | os.PathLike) -> Found | None:
         UserError: there are checkpoints, and none of them is readable.
     """
     folder = Path(folder)
-    first = [folder / "last.ckpt", folder / "last-previous.ckpt"]
+    first = [folder / "last.ckpt", folder / PREVIOUS]
     found: list[tuple[int, int, Path, dict[str, int]]] = []
     damaged = []
     candidates = [*(p for p in first if p.is_file()), *sorted(folder.glob("best-*.ckpt"))]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from papermix.errors import UserError, nearest
+from papermix.run import guard
 from papermix.run.catalog import CONF
 from papermix.run.explain import explain, is_expected
 from papermix.run.launch import stop_signal
@@ -21,12 +22,17 @@ PLUGINS = Path(__file__).parent / "plugins"
 def task(cfg: Any) -> dict[str, Any]:
     """What Hydra calls with each composed config; returns the run's result."""
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
 
     from papermix.run import job
 
     hydra = HydraConfig.get()
     run_dir = Path(hydra.runtime.output_dir)
+    launcher = hydra.runtime.choices["hydra/launcher"]
     try:
+        if hydra.mode == RunMode.RUN and launcher != "basic":
+            chosen = hydra.runtime.choices.get("hardware")
+            raise UserError(f"hardware={chosen} starts runs through hydra/launcher={launcher}, which needs -m: python train.py -m ...")
         return job.run(cfg, run_dir, [str(o) for o in hydra.overrides.task])
     finally:
         with contextlib.suppress(OSError):
@@ -61,6 +67,7 @@ def main() -> None:
     import hydra
 
     register_resolvers()
+    guard.install()
     # a group's option cannot be a bare boolean in Hydra's grammar
     sys.argv[1:] = ["debug=traceback" if a.lower() == "debug=true" else a for a in sys.argv[1:] if a.lower() != "debug=false"]
     # argparse takes -m before the overrides or behind them, but not between them

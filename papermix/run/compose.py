@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from papermix.errors import UserError, nearest
+from papermix.run import guard
 from papermix.run.catalog import CONF
 from papermix.run.check import check, loads, resolved
 from papermix.run.names import register_resolvers
@@ -20,6 +21,7 @@ def compose(overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
     from hydra.core.global_hydra import GlobalHydra
 
     register_resolvers()
+    guard.install()
     inside = GlobalHydra.instance().is_initialized()
     with nullcontext() if inside else initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra_compose("train", overrides=overrides, return_hydra_config=with_hydra)
@@ -73,8 +75,8 @@ def freeze(cfg: DictConfig, overrides: list[str], run_dir: Path) -> dict[str, di
 
             raise UserError(f"stage {name}: {explain(e, [*kept, *own])}") from e
         with open_dict(stage):
-            # a recipe's own list comes with the recipe
-            if stage.stages and stage.stages != cfg.stages:
+            # a recipe's own list comes with the recipe, also where the command line has changed it
+            if stage.stages and stage.stages not in (cfg.stages, compose(kept).stages):
                 raise UserError(f"stage {name} sets stages itself: write all stages one after another.")
             stage.stages, stage.stage = None, name
         for key, source in loads(OmegaConf.to_container(stage)):

@@ -3,6 +3,7 @@
 import errno
 import re
 import traceback
+from functools import cache
 from pathlib import Path
 
 from papermix.errors import UserError, nearest
@@ -37,13 +38,18 @@ _SAID = (
         "the run's checkpoint does not fit ({0}...): the code has changed since it began; "
         "choose another folder with hydra.run.dir=DIR, or delete the old one to start anew.",
     ),
+    (
+        r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (?:is killed by signal: ([\w ]+?)\.|exited unexpectedly)",
+        "a process that reads data ({0}) was killed (out of memory?): use fewer with dataset.workers=N, or give them more; "
+        "the same command continues from the last checkpoint.",
+    ),
     (r"No module named '([^'.]+)", "this needs the package {0}, which is not installed: pip install {0}"),
 )
 
 
 def is_expected(error: BaseException) -> bool:
     """Whether the sentence says it all (bad input), so that no trace needs to be kept."""
-    return _known(error, []) is not None
+    return _of_composer(error) or _known(error, []) is not None
 
 
 def keep_trace(error: BaseException, path: Path) -> None:
@@ -86,10 +92,8 @@ def _known(error: BaseException, overrides: list[str]) -> str | None:
             return str(cause)
     if any(isinstance(cause, KeyboardInterrupt) for cause in chain):
         return "stopped by the keyboard; the same command continues."
-    # raised around whatever went wrong while an object was built
-    if type(error).__name__ != "InstantiationException":
-        if type(error).__module__.split(".")[0] in _COMPOSERS or _BARE in str(error):
-            return _composition(error, overrides)
+    if _of_composer(error):
+        return _composition(error, overrides)
     for cause in chain:
         if isinstance(cause, OSError) and cause.errno is not None:
             where = f" ({cause.filename})" if cause.filename else ""
@@ -106,6 +110,14 @@ def _known(error: BaseException, overrides: list[str]) -> str | None:
             if found := re.search(pattern, text):
                 return sentence.format(*(g for g in found.groups() if g is not None))
     return None
+
+
+def _of_composer(error: BaseException) -> bool:
+    """Whether Hydra or OmegaConf failed to compose the command line."""
+    # the exception of that name is raised around whatever went wrong while an object was built
+    if type(error).__name__ == "InstantiationException":
+        return False
+    return type(error).__module__.split(".")[0] in _COMPOSERS or _BARE in str(error)
 
 
 _BARE = "Config group override must be a string or a list"
@@ -152,6 +164,8 @@ def _unknown_option(name: str, listed: list[str]) -> str:
     """No file ``group/option``; ``listed`` is what Hydra says that there is, for groups of its own."""
     from papermix.run.catalog import options
 
+    if name == "hydra/launcher/joblib":  # its package brings the option
+        return "hydra/launcher=joblib needs what is not installed (hydra-joblib-launcher): pip install 'papermix[joblib]'."
     group, _, option = name.rpartition("/")
     have = listed if group.startswith("hydra") else list(options(group))
     if not have and not group.startswith("hydra"):
@@ -177,7 +191,8 @@ def _bare_option(overrides: list[str]) -> str:
     return "a config group is given no name of an option: write group=NAME."
 
 
-def _candidates(overrides: list[str]) -> list[str]:
+@cache
+def _candidates(overrides: tuple[str, ...]) -> list[str]:
     """All keys of the config with the options that the overrides choose; of the default one when that cannot be composed."""
     from papermix.run.catalog import groups
     from papermix.run.check import key_paths
@@ -185,16 +200,16 @@ def _candidates(overrides: list[str]) -> list[str]:
 
     chosen = [o for o in overrides if o.partition("=")[0] in groups()]
     hydra = any(o.startswith("hydra.") for o in overrides)
-    for choice in (chosen, []):
+    for choice in dict.fromkeys((tuple(chosen), ())):
         try:
-            return key_paths(compose(choice, with_hydra=hydra))
+            return key_paths(compose(list(choice), with_hydra=hydra))
         except Exception:  # one of the options may be what is wrong, or the default config itself
             continue
     return []
 
 
 def _hint(key: str, overrides: list[str]) -> str:
-    return nearest(key, _candidates(overrides))
+    return nearest(key, _candidates(tuple(overrides)))
 
 
 def _unknown_key(key: str, overrides: list[str]) -> str:
@@ -202,7 +217,7 @@ def _unknown_key(key: str, overrides: list[str]) -> str:
 
     if key in groups():
         return f"{key} is chosen by a recipe, not on the command line: use experiment=NAME."
-    candidates = _candidates(overrides)
+    candidates = _candidates(tuple(overrides))
     parent, _, leaf = key.rpartition(".")
     if have := holders(key):
         return f"there is no key {key!r} in this mix: it belongs to {', '.join(have[:8])}{', ...' if len(have) > 8 else ''}."

@@ -1,9 +1,12 @@
 """Run folders: one config each, one process tree at a time, files written whole or not at all."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +18,14 @@ from papermix.run.names import VOLATILE
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a text file so that a reader, or a power cut, sees the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a text file so that a reader, or a power cut, sees the old one or the new one. One process at a time.
+
+    A file that holds the text already is left alone: what is finished is not touched again.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        if path.read_text(encoding="utf-8") == text:
+            return
+    temporary = path.with_name(f".{path.name}.tmp")  # a fixed name: what a killed run left is overwritten, not added to
     try:
         with open(temporary, "w", encoding="utf-8") as f:
             f.write(text)
@@ -66,28 +75,40 @@ def make(folder: Path) -> None:
     """Create a run folder and see that it can be written. Raises UserError otherwise."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe.{os.getpid()}"
+        probe = folder / ".probe"
         probe.write_bytes(b"")
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as e:
         raise UserError(f"cannot write into {folder} ({e.strerror}): set paths.outputs=DIR or hydra.run.dir=DIR to a folder you may write.") from e
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run folder for this process. Raises UserError when another run is working in it."""
-    with open(folder / ".lock", "w") as f:
+    """Hold a run folder for this process, and for no process that it starts. Raises UserError when another run is working in it.
+
+    The lock is a POSIX record lock: it goes when this process dies, however it dies, and NFS (4, or 3 with its lock daemon) and other
+    shared file systems keep it across machines. On one that has no locks a note says so, and the run goes on.
+    """
+    # a forked data-loader worker may outlive a killed run by seconds: it would go on holding a lock of flock's kind
+    with open(folder / ".lock", "a+", encoding="utf-8") as f:
         try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another run is working in {folder}: wait for it, stop it, or choose another folder with hydra.run.dir=DIR "
-                "(hydra.sweep.dir=DIR in a sweep)."
-            ) from None
-        try:
-            yield
-        finally:
-            fcntl.flock(f, fcntl.LOCK_UN)
+            fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                f.seek(0)
+                holder = f.read(200).strip()
+                raise UserError(
+                    f"another run is working in {folder}{holder and f' ({holder})'}: wait for it, stop it, or choose another folder with "
+                    "hydra.run.dir=DIR (hydra.sweep.dir=DIR in a sweep)."
+                ) from None
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            print(f"note: the file system of {folder} has no locks: see to it that no other run works in that folder.", file=sys.stderr)
+        with contextlib.suppress(OSError):  # who holds it is for the message alone: a full disk may leave it out
+            f.truncate(0)
+            f.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            f.flush()
+        yield
 
 
 def leave_nothing(folder: Path) -> None:

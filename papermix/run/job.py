@@ -1,7 +1,6 @@
 """One run: freeze its config, go through its stages, start the processes of each, write the result."""
 
 import contextlib
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -12,12 +11,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from papermix.errors import UserError
 from papermix.run import folder
+from papermix.run.cluster import srun
 from papermix.run.compose import freeze
 from papermix.run.explain import keep_trace
+from papermix.run.guard import check_safe
 from papermix.run.result import print_result, shown
 
 RESULT = "result.json"
-# how the run was started: its stages in order, the overrides, the option chosen in each group
+# how the run was started: its stages in order, the overrides, the option chosen in each group, whether a sweep did
 ORIGIN = "origin.json"
 # stack trace of the unexpected error that ended the run; gone once it has finished
 ERROR = "error.txt"
@@ -39,7 +40,7 @@ def run(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> dict[str, Any]:
     if cfg.resume:
         stages, origin = _frozen(Path(cfg.resume), overrides)
     else:
-        origin = {"overrides": overrides, "choices": choices()}
+        origin = {"overrides": overrides, "choices": choices(), "sweep": in_sweep()}
         # a sweep has frozen the stages of all its runs before the first one started
         frozen = cfg.get("_stages_")
         stages = OmegaConf.to_container(frozen) if frozen else freeze(cfg, overrides, run_dir)
@@ -99,6 +100,14 @@ def choices() -> dict[str, str]:
     return {str(k): v for k, v in HydraConfig.get().runtime.choices.items() if v is not None and not str(k).startswith("hydra/")}
 
 
+def in_sweep() -> bool:
+    """Whether this is one of the runs of a sweep, in whose folder its own folder is then."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
 def _frozen(run_dir: Path, overrides: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """(configs of the stages, how it was started) of a run that is continued with ``resume=``, as they were frozen."""
     extra = [o for o in overrides if not o.lstrip("+").startswith(("resume=", "traceback=", "debug=traceback", "hydra."))]
@@ -106,9 +115,11 @@ def _frozen(run_dir: Path, overrides: list[str]) -> tuple[dict[str, dict[str, An
         raise UserError(f"resume={run_dir} continues that run as it was frozen: drop {extra[0]!r}, or start another run without resume.")
     origin = folder.read_json(run_dir / ORIGIN) or {"stages": ["main"], "overrides": [], "choices": {}}
     names = origin.pop("stages")
-    if names == ["main"]:
-        return {"main": folder.read_config(run_dir)}, origin
-    return {name: folder.read_config(run_dir / name) for name in names}, origin
+    places = {"main": run_dir} if names == ["main"] else {name: run_dir / name for name in names}
+    configs = {name: folder.read_config(place) for name, place in places.items()}
+    for config in configs.values():
+        check_safe(config)
+    return configs, origin
 
 
 def processes(config: dict[str, Any]) -> int:
@@ -128,9 +139,15 @@ def processes(config: dict[str, Any]) -> int:
 
 def _run_stage(place: Path, config: dict[str, Any]) -> dict[str, Any]:
     started = time.perf_counter()
-    count = processes(config)
-    # ranks started by somebody else (torchrun, srun) run the stage themselves
-    if count > 1 and "LOCAL_RANK" not in os.environ and "SLURM_NTASKS" not in os.environ:
+    count, nodes = processes(config), int(config["hardware"]["num_nodes"])
+    if count * nodes > 1 and srun.inside_job():
+        srun.launch(place, nodes, count)
+    elif nodes > 1:
+        raise UserError(
+            f"hardware.num_nodes={nodes}: several machines are reached through a cluster: python train.py -m hardware=slurm "
+            f"hardware.num_nodes={nodes}."
+        )
+    elif count > 1:
         from papermix.run.launch import launch
 
         launch(place, count)

@@ -25,7 +25,7 @@ from papermix.run.explain import explain, is_expected
 from papermix.run.folder import read_json, write_atomic
 
 _ROOT = Path(__file__).resolve().parents[2]
-_LAUNCHER = "PAPERMIX_LAUNCHER"  # process id of the launcher, told to its ranks
+LAUNCHER = "PAPERMIX_LAUNCHER"  # who has started a rank: the process id of the launcher, or srun
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _GRACE = 3.0  # seconds between asking a rank to end and killing it, once another one has failed
 _SAVING = 30.0  # the same when all were told to stop: they may be writing their state
@@ -97,16 +97,13 @@ class _Ranks:
 
     def __init__(self, run_dir: Path, processes: int, env: Mapping[str, str], command: list[str]) -> None:
         self.run_dir, self.processes, self.command = Path(run_dir), processes, command
-        self.env = {**_rank_environment(processes), **env}
+        self.env = {**rank_environment(processes), **env}
         self.procs: list[subprocess.Popen[bytes]] = []
         self.signals: list[int] = []
 
     def run(self) -> str | None:
         """Start the ranks and wait for them; returns the sentence of the first that failed, None if all went well."""
-        for folder in (_notes(self.run_dir), self.run_dir / "logs"):
-            folder.mkdir(parents=True, exist_ok=True)
-        for old in _notes(self.run_dir).iterdir():
-            old.unlink()
+        clear_notes(self.run_dir)
         try:
             with self._passing_signals_on():
                 for rank in range(self.processes):
@@ -123,16 +120,14 @@ class _Ranks:
         if number is not None:
             raise Stopped(sentence or "stopped by a signal: the same command continues.", number)
         if sentence is None:
-            for note in _notes(self.run_dir).iterdir():
-                note.unlink()
-            _notes(self.run_dir).rmdir()
+            clear_notes(self.run_dir, remove=True)
         return sentence
 
     def _start(self, rank: int) -> "subprocess.Popen[bytes]":
-        env = {**os.environ, **self.env, "RANK": str(rank), "LOCAL_RANK": str(rank), _LAUNCHER: str(os.getpid())}
+        env = {**os.environ, **self.env, "RANK": str(rank), "LOCAL_RANK": str(rank), LAUNCHER: str(os.getpid())}
         with contextlib.ExitStack() as stack:
             # rank 0 speaks for all
-            out = None if rank == 0 else stack.enter_context(open(_log(self.run_dir, rank), "ab"))
+            out = None if rank == 0 else stack.enter_context(open(log_file(self.run_dir, rank), "ab"))
             return subprocess.Popen(
                 self.command,
                 env=env,
@@ -177,7 +172,7 @@ class _Ranks:
             return told[0]["sentence"], told[0]["signal"]
         rank = silent[0] if silent else failed[0]
         code = self.procs[rank].returncode
-        log = f"see {_log(self.run_dir, rank)}" if rank else "see its output above"
+        log = f"see {log_file(self.run_dir, rank)}" if rank else "see its output above"
         if code < 0:
             name = signal.Signals(-code).name
             why = " (out of memory?)" if -code == signal.SIGKILL else ""
@@ -203,7 +198,7 @@ class _Ranks:
                 signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
-def _rank_environment(processes: int) -> dict[str, str]:
+def rank_environment(processes: int) -> dict[str, str]:
     """What Lightning and torch.distributed look for in processes that others have started."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     path = os.environ.get("PYTHONPATH")
@@ -254,7 +249,24 @@ def _notes(run_dir: Path) -> Path:
     return run_dir / ".ranks"
 
 
-def _log(run_dir: Path, rank: int) -> Path:
+def clear_notes(run_dir: Path, remove: bool = False) -> None:
+    """Make ready for the notes that failing ranks leave: old ones go, and with ``remove`` their folder."""
+    for place in (_notes(run_dir), run_dir / "logs"):
+        place.mkdir(parents=True, exist_ok=True)
+    for old in _notes(run_dir).iterdir():
+        old.unlink()
+    if remove:
+        _notes(run_dir).rmdir()
+
+
+def failure_notes(run_dir: Path, processes: int) -> list[dict[str, Any]]:
+    """What failing ranks have noted (``time``, ``sentence``, ``signal``), the first failure first."""
+    notes = [read_json(_notes(run_dir) / f"rank-{rank}.error") for rank in range(processes)]
+    return sorted((note for note in notes if note is not None), key=lambda note: note["time"])
+
+
+def log_file(run_dir: Path, rank: int) -> Path:
+    """Where a rank other than the first writes what it prints."""
     return run_dir / "logs" / f"rank-{rank}.log"
 
 
@@ -265,28 +277,31 @@ def _log(run_dir: Path, rank: int) -> Path:
 def as_rank(run_dir: Path) -> Iterator[None]:
     """Do a rank's work inside: a failure is noted for the launcher and ends the process, and so does the launcher's death.
 
-    Outside of a launch (torchrun, srun) it does nothing.
+    Outside of a launch of ours it does nothing.
     """
-    launcher = os.environ.get(_LAUNCHER)
+    launcher = os.environ.get(LAUNCHER)
     if launcher is None:
         yield
         return
     rank = int(os.environ["RANK"])
-    watch_parent(int(launcher))
+    if launcher.isdigit():
+        watch_parent(int(launcher))  # a cluster ends its ranks itself
     try:
         yield
     except BaseException as error:
         if isinstance(error, SystemExit) and error.code in (None, 0):
             raise
-        trace = "" if is_expected(error) else f" (the stack trace is in {_log(run_dir, rank)})"
+        trace = "" if is_expected(error) else f" (the stack trace is in {log_file(run_dir, rank)})"
         note = {"time": time.time(), "sentence": explain(error) + trace, "signal": stop_signal(error)}
         with contextlib.suppress(OSError):  # a full disk must not hide what happened
             write_atomic(_notes(run_dir) / f"rank-{rank}.error", json.dumps(note))
-            with open(_log(run_dir, rank), "a", encoding="utf-8") as log:
+            with open(log_file(run_dir, rank), "a", encoding="utf-8") as log:
                 traceback.print_exception(error, file=log)
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(1)  # an ordinary exit may wait for partners in a collective
+        # a cluster kills all ranks when one has failed, and one that was told to stop may still be writing its state
+        stopped = not launcher.isdigit() and note["signal"] is not None
+        os._exit(0 if stopped else 1)  # an ordinary exit may wait for partners in a collective
 
 
 def watch_parent(parent: int, then: Callable[[], None] | None = None) -> None:

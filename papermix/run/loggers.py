@@ -1,21 +1,19 @@
 """Where the numbers of a run go. Every logger keeps its place in the run folder, so that a continued run continues its
-record too.
+record too; what the dashboards are told stands in ``papermix/run/dashboards``.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-from pytorch_lightning.loggers.logger import DummyExperiment, Logger
-from pytorch_lightning.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from pytorch_lightning.loggers.logger import Logger
 
-from papermix.errors import UserError
+from papermix.errors import UserError, nearest
+from papermix.run.dashboards.guard import Background, Guarded
 
 _HEADER = b"step,epoch,name,value\n"
-_PATIENCE = 5  # failures in a row after which a logger is left alone
 
 
 class CSVLogger(Logger):
@@ -100,99 +98,6 @@ class CSVLogger(Logger):
         self.path.write_bytes(_HEADER + b"".join(kept))
 
 
-class Guarded(Logger):
-    """A logger whose failures (network, disk, server) are told once and never stop the run; only the first process logs.
-
-    Args:
-        kind: its name in messages and checkpoints.
-        folder: the run folder.
-        make: builds the logger at its first use; it may fail like any other call.
-        picture: ``picture(logger, name, path, step)`` sends an image file; None: it takes no pictures.
-    """
-
-    def __init__(
-        self, kind: str, folder: str, make: Callable[[], Any], picture: Callable[[Any, str, Path, int], None] | None = None
-    ) -> None:
-        super().__init__()
-        self.kind, self.folder = kind, folder
-        self._make, self._picture = make, picture
-        self._logger: Any = None
-        self._failures = 0
-        self._told = False
-
-    def _try(self, act: Callable[[Any], Any], default: Any = None) -> Any:
-        if getattr(rank_zero_only, "rank", 0) > 0 or self._failures >= _PATIENCE:
-            return default
-        try:
-            if self._logger is None:
-                self._logger = self._make()
-            result = act(self._logger)
-        except Exception as error:
-            self._failures += 1
-            if not self._told:
-                self._told = True
-                why = str(error).strip().splitlines()
-                rank_zero_warn(f"Logger {self.kind} failed and the run goes on: {type(error).__name__}: {why[0] if why else ''}")
-            return default
-        self._failures = 0
-        return result
-
-    @property
-    def name(self) -> str:
-        """The kind of logger."""
-        return self.kind
-
-    @property
-    def version(self) -> str:
-        """Empty: a run folder has one record of each kind."""
-        return ""
-
-    @property
-    def save_dir(self) -> str:
-        """The run folder."""
-        return self.folder
-
-    @property
-    def experiment(self) -> Any:
-        """The wrapped logger's own object, or one that swallows every call."""
-        return self._try(lambda logger: getattr(logger, "experiment", None)) or DummyExperiment()
-
-    @property
-    def path(self) -> Path | None:
-        """The wrapped logger's file, if it has one."""
-        return self._try(lambda logger: getattr(logger, "path", None))
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Pass the numbers on."""
-        self._try(lambda logger: logger.log_metrics(metrics, step))
-
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Pass the config on."""
-        self._try(lambda logger: logger.log_hyperparams(params, *args, **kwargs))
-
-    def log_picture(self, name: str, path: str | os.PathLike, step: int) -> None:
-        """Pass an image file on, where the logger takes pictures."""
-        picture = self._picture
-        if picture is not None:
-            self._try(lambda logger: picture(logger, name, Path(path), step))
-
-    def save(self) -> None:
-        """Pass on."""
-        self._try(lambda logger: logger.save())
-
-    def finalize(self, status: str) -> None:
-        """Pass on."""
-        self._try(lambda logger: logger.finalize(status))
-
-    def state_dict(self) -> dict[str, Any]:
-        """The wrapped logger's state, or {}."""
-        return self._try(lambda logger: logger.state_dict() if hasattr(logger, "state_dict") else {}, {})
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Pass on, where the logger has a state."""
-        self._try(lambda logger: logger.load_state_dict(state) if hasattr(logger, "load_state_dict") else None)
-
-
 def csv(folder: str) -> Guarded:
     """``<folder>/metrics.csv``."""
     return Guarded("csv", folder, lambda: CSVLogger(Path(folder) / "metrics.csv"))
@@ -203,22 +108,18 @@ def tensorboard(folder: str) -> Guarded:
     _require("tensorboard", "pip install 'papermix[tensorboard]'")
 
     def make() -> Any:
-        from pytorch_lightning.loggers import TensorBoardLogger
+        from papermix.run.dashboards.tensorboard import TensorBoardRecord
 
-        return TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False)
+        return TensorBoardRecord(Path(folder).absolute())
 
-    def picture(logger: Any, name: str, path: Path, step: int) -> None:
-        from matplotlib.image import imread
-
-        logger.experiment.add_image(name, imread(path)[..., :3], step, dataformats="HWC")
-
-    return Guarded("tensorboard", folder, make, picture)
+    return Guarded("tensorboard", folder, make)
 
 
 def wandb(
-    folder: str, project: str = "papermix", entity: str | None = None, name: str | None = None, mode: str = "online"
-) -> Guarded:
-    """Weights & Biases, files in ``<folder>/wandb``; the run's id is in ``<folder>/wandb.id``.
+    folder: str, project: str = "papermix", entity: str | None = None, name: str | None = None, mode: str = "online",
+    timeout: float = 20.0,
+) -> Background:  # fmt: skip
+    """Weights & Biases, files in ``<folder>/wandb``; ``<folder>/wandb.json`` says which record is this run's.
 
     Args:
         folder: the run folder; its name is the run's, when ``name`` is None.
@@ -226,84 +127,57 @@ def wandb(
         entity: user or team; None: the default of the account.
         name: the run's name.
         mode: ``online``, or ``offline`` (send later with ``wandb sync``).
+        timeout: seconds to wait for a silent server before the run ends without it.
     """
     if mode not in ("online", "offline"):
-        raise UserError(f"logger.wandb.mode={mode!r} must be online or offline.")
+        raise UserError(f"logger.wandb.mode={mode!r} must be online or offline{nearest(mode, ('online', 'offline'))}.")
+    _check_timeout("wandb", timeout)
     _require("wandb", "pip install wandb")
 
     def make() -> Any:
-        from pytorch_lightning.loggers import WandbLogger
+        from papermix.run.dashboards.wandb import WandbRecord
 
-        file = Path(folder) / "wandb.id"
-        known = _read_id(file)
-        identity = known or uuid4().hex[:8]
-        settings: dict[str, Any] = {"console": "off"}  # the progress bar is no record
-        logger = WandbLogger(
-            name=name or Path(folder).name, save_dir=folder, id=identity, project=project, entity=entity, resume="allow",
-            offline=mode == "offline", log_model=False, settings=settings,
-        )  # fmt: skip
-        if known is None:
-            _write_id(file, identity)
-        return logger
+        return WandbRecord(Path(folder).absolute(), project, entity, name, mode == "offline", timeout)
 
-    def picture(logger: Any, name: str, path: Path, step: int) -> None:
-        logger.log_image(name, [str(path)], step)
-
-    return Guarded("wandb", folder, make, picture)
+    return Background("wandb", folder, make, timeout)
 
 
-def mlflow(folder: str, experiment: str = "papermix", name: str | None = None, uri: str | None = None) -> Guarded:
-    """MLflow; the run's id is in ``<folder>/mlflow.id``.
+def mlflow(
+    folder: str, outputs: str | None = None, experiment: str = "papermix", name: str | None = None, uri: str | None = None,
+    timeout: float = 20.0,
+) -> Background:  # fmt: skip
+    """MLflow; ``<folder>/mlflow.json`` says which record is this run's.
 
     Args:
         folder: the run folder; its name is the run's, when ``name`` is None.
+        outputs: folder of the database ``mlflow.db`` and of ``mlflow/`` with its pictures and files; None: the run folder.
         experiment: MLflow's experiment, made when it is missing.
         name: the run's name.
-        uri: tracking server or database; None: SQLite in ``<folder>/mlflow.db``.
+        uri: tracking server or database; None: SQLite in ``outputs``.
+        timeout: seconds to wait for a silent server before the run ends without it.
     """
+    _check_timeout("mlflow", timeout)
     _require("mlflow", "pip install 'papermix[mlflow]'")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # a call that fails is tried again here, and random pauses between tries would draw from the training's own random numbers
+    settings = {"DISABLE_TELEMETRY": "true", "HTTP_REQUEST_TIMEOUT": "10", "HTTP_REQUEST_MAX_RETRIES": "1"}
+    for key, value in {**settings, "HTTP_REQUEST_BACKOFF_JITTER": "0"}.items():
+        os.environ.setdefault(f"MLFLOW_{key}", value)
+    base = Path(outputs or folder).absolute()
 
     def make() -> Any:
-        import logging
+        from papermix.run.dashboards.mlflow import MLflowRecord
 
-        from pytorch_lightning.loggers import MLFlowLogger
+        place = Path(folder).absolute()
+        return MLflowRecord(place, uri or f"sqlite:///{base / 'mlflow.db'}", None if uri else base / "mlflow", experiment, name)
 
-        for noisy in ("alembic", "mlflow"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)
-        base = Path(folder).absolute()
-        base.mkdir(parents=True, exist_ok=True)
-        file = base / "mlflow.id"
-        known = _read_id(file)
-        logger = MLFlowLogger(
-            experiment_name=experiment,
-            run_name=name or base.name,
-            tracking_uri=uri or f"sqlite:///{base / 'mlflow.db'}",
-            artifact_location=None if uri else (base / "mlflow").as_uri(),
-            run_id=known,
-            log_model=False,
-        )
-        if known is None:
-            _write_id(file, str(logger.run_id))
-        else:
-            logger.experiment.update_run(known, status="RUNNING")
-        return logger
+    return Background("mlflow", folder, make, timeout)
 
-    def picture(logger: Any, name: str, path: Path, step: int) -> None:
-        logger.experiment.log_artifact(logger.run_id, str(path), "pictures")
 
-    return Guarded("mlflow", folder, make, picture)
+def _check_timeout(kind: str, timeout: float) -> None:
+    if not 0 < timeout < float("inf"):
+        raise UserError(f"logger.{kind}.timeout={timeout} must be a number of seconds above 0.")
 
 
 def _require(package: str, cure: str) -> None:
     if find_spec(package) is None:
         raise UserError(f"logger={package} needs a package that is not installed: {cure}.")
-
-
-def _read_id(file: Path) -> str | None:
-    return (file.read_text().strip() or None) if file.exists() else None
-
-
-def _write_id(file: Path, identity: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(identity + "\n")

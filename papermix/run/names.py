@@ -30,6 +30,8 @@ def short_hash(text: str) -> str:
 def readable(overrides: Sequence[str], limit: int = 100) -> str:
     """Overrides as a folder name: ``optimizer.lr=0.1,seed=2``; those of Hydra itself and volatile ones are left out."""
     shown = [o for o in overrides if o.lstrip("+~").split("=")[0].split(".")[0].split("/")[0].split("@")[0] not in VOLATILE]
+    # where a run computes is not what it is: its settings are in the hash
+    shown = [o for o in shown if not o.startswith("hardware=")]
     text = re.sub(r"[^A-Za-z0-9_.=,+-]+", "_", ",".join(o.lstrip("+~") for o in shown)).strip("_.")
     return text if len(text) <= limit else text[:limit].rstrip("_.,=")
 

@@ -1,5 +1,6 @@
 """Values that a key may take, and keys that must agree: what torch or Lightning would refuse late, or nobody at all."""
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -53,6 +54,10 @@ def _part(least: int) -> Rule:
 
 _SWITCH = _one_of(True, False)
 
+
+def _or_off(rule: Rule) -> Rule:
+    return Rule(lambda v: v is None or v is False or rule.allows(v), f"{rule.words}, or null or false", rule.names)
+
 # keys of a config, where they stand; a key that a mix does not have is not looked at
 RULES: dict[str, Rule] = {
     "seed": Rule(lambda v: _is_whole(v) and 0 <= v < 2**63, "a whole number from 0 to 2**63 - 1"),
@@ -65,6 +70,22 @@ RULES: dict[str, Rule] = {
     "dataset.vocab_size": _whole(1),
     "dataset.seq_len": _whole(1),
     "dataset.workers": _whole(0),
+    "dataset.augment.crop": _or_off(Rule(lambda v: isinstance(v, list) or (_is_whole(v) and v >= 0), "a whole number, or a list of them")),
+    "dataset.augment.flip": _or_null(_SWITCH),
+    "dataset.augment.cutout": _or_off(_whole(0)),
+    "dataset.augment.randaugment": _or_off(_number(0)),
+    "dataset.augment.jitter": _or_off(_number(0)),
+    "dataset.augment.mixup": _or_off(_number(0)),
+    "dataset.augment.cutmix": _or_off(_number(0)),
+    "dataset.augment.color": _or_off(_number(0)),
+    "method.augment.flip": _SWITCH,
+    **{f"method.augment.{name}": _number(0) for name in ("jitter", "brightness", "contrast", "saturation", "hue", "gray", "randaugment")},
+    "scheduler.warmup": Rule(
+        lambda v: (_is_number(v) and v >= 0) or (isinstance(v, str) and re.fullmatch(r"\s*(\d+\.?\d*|\.\d+) ?(step|epoch)s?\s*", v) is not None),
+        "a fraction of training (0 to 1), or a length like '5 epochs' or '500 steps'",
+    ),
+    "dataset.label_noise.kind": _one_of(None, "uniform", "flip"),
+    "dataset.label_noise.rate": _number(0),
     "optimizer.lr": _or_null(_number(0)),
     "optimizer.weight_decay": _or_null(_number(0)),
     "optimizer.momentum": _number(0),
@@ -76,7 +97,8 @@ RULES: dict[str, Rule] = {
         ("auto",),
     ),
     "hardware.num_nodes": _whole(1),
-    "hardware.strategy": _one_of("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"),
+    "hardware.strategy": _one_of("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false", "fsdp"),
+    "hardware.blocks": _or_null(Rule(lambda v: isinstance(v, list) and all(isinstance(p, str) for p in v), "a list of patterns of names")),
     "hardware.precision": _one_of("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"),
     "hardware.sync_batchnorm": _SWITCH,
     "hardware.compile": _SWITCH,
@@ -114,6 +136,10 @@ _ELSEWHERE = {
     **dict.fromkeys(("use_distributed_sampler", "benchmark"), "leave it out"),
 }  # fmt: skip
 
+# keys of hardware that only some of its options have
+_OPTIONAL = ("blocks",)
+_SHARDED_PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
+
 # facts of the data that a model is built for
 _FACTS = ("in_chans", "image_size", "vocab_size", "num_classes")
 
@@ -121,8 +147,10 @@ _FACTS = ("in_chans", "image_size", "vocab_size", "num_classes")
 def check_values(plain: dict[str, Any]) -> None:
     """Refuse values out of range, unknown names, and keys that contradict each other. Raises UserError at the first fault."""
     for key, rule in RULES.items():
-        group, _, name = key.rpartition(".")
-        node = plain.get(group) if group else plain
+        *path, name = key.split(".")
+        node: Any = plain
+        for part in path:
+            node = node.get(part) if isinstance(node, dict) else None
         if isinstance(node, dict) and name in node and not rule.allows(node[name]):
             value = "null" if node[name] is None else node[name]
             hint = nearest(value, rule.names) if isinstance(value, str) else ""
@@ -140,8 +168,12 @@ def _check_hardware(plain: dict[str, Any]) -> None:
         if key not in known and not str(key).startswith("_"):
             raise UserError(f"there is no key 'hardware.{key}'{nearest(str(key), known)}; there are {', '.join(known)}.")
     for key in known:
-        if key not in hardware:
+        if key not in hardware and key not in _OPTIONAL:
             raise UserError(f"hardware.{key} is missing: do not delete it.")
+    if hardware["strategy"] == "fsdp":
+        _check_sharded(hardware)
+    elif hardware.get("blocks") is not None:
+        raise UserError(f"hardware.blocks says what is sharded, but hardware.strategy={hardware['strategy']} shards nothing: use strategy=fsdp.")
     devices, batch = hardware["devices"], plain["dataset"].get("batch_size")
     if hardware["accelerator"] == "cpu":
         if isinstance(devices, list):
@@ -155,6 +187,18 @@ def _check_hardware(plain: dict[str, Any]) -> None:
             raise UserError(
                 f"dataset.batch_size={batch} cannot be shared equally among {count} processes: use {near} or {near + count}."
             )
+
+
+def _check_sharded(hardware: dict[str, Any]) -> None:
+    for key in ("compile", "channels_last"):
+        if hardware[key]:
+            raise UserError(f"hardware.{key}=true does not go with hardware.strategy=fsdp: set hardware.{key}=false, or use hardware=ddp.")
+    if hardware["precision"] not in _SHARDED_PRECISIONS:
+        raise UserError(
+            f"hardware.precision={hardware['precision']} does not go with hardware.strategy=fsdp: use {', '.join(_SHARDED_PRECISIONS)}."
+        )
+    if hardware["accelerator"] == "mps" or (hardware["devices"] == 1 and hardware["num_nodes"] == 1):
+        raise UserError("hardware.strategy=fsdp shares weights out among processes, and here is one: use hardware=fsdp, or hardware.devices=2.")
 
 
 def _check_trainer(plain: dict[str, Any]) -> None:

@@ -85,7 +85,8 @@ def print_table(header: Sequence[str], lines: Sequence[Sequence[str]], title: st
     for line in lines:
         table.add_row(*line)
     # a file or a pipe is not cut to the width of some terminal
-    Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160).print(table)
+    # an override such as callbacks=[default,ema] is no markup
+    Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160, markup=False, emoji=False).print(table)
 
 
 def print_result(result: dict[str, Any], folder: Path) -> None:

@@ -1,10 +1,14 @@
 """What a dotted name takes, read from its source without importing it: a wrong key is refused before torch is loaded."""
 
 import ast
+import copy
 import importlib.util
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+
+# packages whose names for types (``Cancel = Literal[...]``) are looked up
+_OWN = ("papermix", "lightning_modules", "datamodules", "callbacks")
 
 
 @dataclass
@@ -100,10 +104,42 @@ def names_in(module: str) -> list[str]:
     return [n for n in names if not n.startswith("_")]
 
 
-def _of_function(node: ast.FunctionDef, skip: int) -> Signature:
+@cache
+def _alias(module: str, name: str) -> ast.expr | None:
+    """What a module's ``name = Literal[...]`` (or ``X | Y``, ``Optional[...]``) stands for, imports followed; else None."""
+    source = _source(module)
+    if source is None:
+        return None
+    for node in _statements(source[0].body):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Subscript | ast.BinOp):
+            if any(isinstance(target, ast.Name) and target.id == name for target in node.targets):
+                return _Expanded(module).visit(copy.deepcopy(node.value))
+        if isinstance(node, ast.ImportFrom) and module.split(".")[0] in _OWN:
+            for alias in node.names:
+                home = _absolute(module, source[1], node)
+                if (alias.asname or alias.name) == name and home.split(".")[0] in _OWN:
+                    return _alias(home, alias.name)
+    return None
+
+
+class _Expanded(ast.NodeTransformer):
+    """Puts what a name stands for in the place of the name."""
+
+    def __init__(self, module: str) -> None:
+        self.module = module
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return _alias(self.module, node.id) or node
+
+
+def _hint(annotation: ast.expr | None, module: str) -> ast.expr | None:
+    return annotation and _Expanded(module).visit(copy.deepcopy(annotation))
+
+
+def _of_function(node: ast.FunctionDef, skip: int, module: str) -> Signature:
     args = node.args
     positional = (args.posonlyargs + args.args)[skip:]
-    out = Signature({a.arg: a.annotation for a in positional + args.kwonlyargs}, open=args.kwarg is not None)
+    out = Signature({a.arg: _hint(a.annotation, module) for a in positional + args.kwonlyargs}, open=args.kwarg is not None)
     with_default = len(args.defaults)
     out.required = {a.arg for a in positional[: max(0, len(positional) - with_default)]}
     out.required |= {a.arg for a, d in zip(args.kwonlyargs, args.kw_defaults) if d is None}
@@ -125,16 +161,16 @@ def signature(target: str) -> Signature | None:
         return None
     module, node = found
     if isinstance(node, ast.FunctionDef):
-        return _of_function(node, 0)
+        return _of_function(node, 0, module)
     own = None
     for item in node.body:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-            own = _of_function(item, 1)
+            own = _of_function(item, 1, module)
     if own is None and _is_dataclass(node):
         own = Signature()
         for item in node.body:
             if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-                own.annotations[item.target.id] = item.annotation
+                own.annotations[item.target.id] = _hint(item.annotation, module)
                 if item.value is None:
                     own.required.add(item.target.id)
         return own
@@ -193,8 +229,29 @@ def accepts(annotation: ast.expr | None, value: object) -> str | None:
                 return None
         elif isinstance(value, allowed):
             return None
-    words = ast.unparse(annotation)
+    words = ast.unparse(_Plainly().visit(copy.deepcopy(annotation)))
     return words.replace(" | ", " or ").replace("None", "null")
+
+
+class _Plainly(ast.NodeTransformer):
+    """``Literal['a', 'b']`` as ``a | b``, ``Optional[X]`` as ``X | None``: how one would say it."""
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
+        head = ast.unparse(node.value).rsplit(".", 1)[-1]
+        if head == "Optional":
+            return ast.Name(f"{ast.unparse(self.visit(node.slice))} | None")
+        if head == "Literal":
+            elements = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+            return ast.Name(" | ".join(str(e.value) if isinstance(e, ast.Constant) else ast.unparse(e) for e in elements))
+        return node
+
+
+def literals(annotation: ast.expr | None) -> tuple[str, ...]:
+    """The strings that a type hint allows (``Literal['a', 'b'] | int`` gives a and b); none when it takes any string."""
+    alternatives = _alternatives(annotation) if annotation is not None else None
+    if alternatives is None or any(str in types for types, names in alternatives if names is None):
+        return ()
+    return tuple(str(name) for _, names in alternatives for name in names or () if isinstance(name, str))
 
 
 def _alternatives(node: ast.expr) -> list[tuple[tuple[type, ...], list | None]] | None:

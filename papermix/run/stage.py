@@ -6,7 +6,7 @@ import random
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ from lightning_modules.method import Method
 from papermix import __version__
 from papermix.errors import UserError
 from papermix.run import folder
-from papermix.run.allocator import keep_freed_memory
+from papermix.run.allocator import keep_freed_memory, return_freed_memory
 from papermix.run.build import build
 from papermix.run.check import PARTS
-from papermix.run.checkpoint_io import VerifiedCheckpointIO, find_last
+from papermix.run.checkpoint_io import PREVIOUS, VerifiedCheckpointIO, find_last
+from papermix.run.dashboards.guard import closing
 from papermix.run.machine import cpu_model, git_state, resident_memory
+from papermix.sharding import whole
 
 RESULT = "result.json"
 
@@ -118,6 +120,15 @@ def build_callbacks(config: dict[str, Any]) -> list[pl.Callback]:
     return callbacks
 
 
+def strategy_of(hardware: dict[str, Any]) -> Any:
+    """How processes work together: Lightning's name for it, or our own strategy."""
+    if hardware["strategy"] != "fsdp":
+        return hardware["strategy"]
+    from papermix.run.sharded import Sharded
+
+    return Sharded(hardware.get("blocks"))
+
+
 def build_trainer(config: dict[str, Any], place: Path, callbacks: list[pl.Callback], loggers: list[Any]) -> pl.Trainer:
     """Lightning's Trainer with this project's checkpoints, samplers and logging."""
     hardware = config["hardware"]
@@ -130,7 +141,7 @@ def build_trainer(config: dict[str, Any], place: Path, callbacks: list[pl.Callba
         accelerator=hardware["accelerator"],
         devices=hardware["devices"],
         num_nodes=hardware["num_nodes"],
-        strategy=hardware["strategy"],
+        strategy=strategy_of(hardware),
         precision=hardware["precision"],
         deterministic=hardware["deterministic"],
         sync_batchnorm=hardware["sync_batchnorm"],
@@ -154,7 +165,16 @@ def run_stage(place: Path) -> dict[str, Any] | None:
     """
     config = folder.read_config(place)
     quiet()
-    keep_freed_memory()
+    if config["hardware"]["strategy"] == "fsdp":
+        return_freed_memory()
+    else:
+        keep_freed_memory()
+    loggers = [build(node) for node in (config.get("logger") or {}).values() if node and node.get("_target_")]
+    with closing(loggers):
+        return _run(config, place, loggers)
+
+
+def _run(config: dict[str, Any], place: Path, loggers: list[Any]) -> dict[str, Any] | None:
     if config["hardware"]["threads"]:
         torch.set_num_threads(config["hardware"]["threads"])
     datamodule = build(without_parts(config, "dataset"))
@@ -163,13 +183,9 @@ def run_stage(place: Path) -> dict[str, Any] | None:
     # a run that goes on has its weights from its own checkpoint; where it started may be gone
     if config["init_from"] and last is None:
         load_weights(method, find_weights(config["init_from"], place))
-    loggers = [build(node) for node in (config.get("logger") or {}).values() if node and node.get("_target_")]
     clock = Clock()
     callbacks = [*build_callbacks(config), Position(), clock]
-    for callback in callbacks:
-        # networks of other runs that a callback works with
-        for source in getattr(callback, "runs", ()):
-            callback.networks[source] = load_network(source, place)  # type: ignore[attr-defined]
+    load_networks(callbacks, place)
     trainer = build_trainer(config, place, callbacks, loggers)
     if trainer.is_global_zero:
         for logger in trainer.loggers:
@@ -193,11 +209,16 @@ def run_stage(place: Path) -> dict[str, Any] | None:
             raise UserError("test=best: no checkpoint was ranked, since no validation gave a finite value: use test=last.")
         trainer.test(method, datamodule=datamodule, ckpt_path=best or None, verbose=False)
     skipped = damaged_everywhere(datamodule)
-    if not trainer.is_global_zero:
-        return None
-    result = measure(config, place, method, datamodule, trainer)
+    with whole(method):
+        if not trainer.is_global_zero:
+            return None
+        result = measure(config, place, method, datamodule, trainer)
     result |= {"metrics": method.latest, "skipped_examples": skipped, "wall_seconds": clock.seconds(), "status": status}
     folder.write_json(place / RESULT, result)
+    (place / "checkpoints" / PREVIOUS).unlink(missing_ok=True)  # a finished stage is not continued
+    for logger in loggers:
+        if hasattr(logger, "log_result"):
+            logger.log_result(result)
     return result
 
 
@@ -278,6 +299,13 @@ def load_network(source: str, place: Path) -> nn.Module:
     load_weights(method, path)
     network: nn.Module = method.model
     return network
+
+
+def load_networks(callbacks: Iterable[pl.Callback], place: Path) -> None:
+    """Give callbacks the networks of other runs that they work with."""
+    for callback in callbacks:
+        for source in getattr(callback, "runs", ()):
+            callback.networks[source] = load_network(source, place)  # type: ignore[attr-defined]
 
 
 def load_weights(method: Method, path: Path) -> None:

@@ -13,7 +13,6 @@ import itertools
 import json
 import math
 import os
-import pickle
 import shlex
 import shutil
 import signal
@@ -34,7 +33,7 @@ from hydra.core.utils import JobStatus
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from papermix.errors import UserError
-from papermix.run import folder
+from papermix.run import folder, frozen
 from papermix.run.compose import freeze
 from papermix.run.explain import explain
 from papermix.run.launch import Stopped, stop_signal, watch_parent
@@ -50,6 +49,8 @@ _MAX_DEATHS = 2  # a job is given up when its process has died this often
 def sweep_dir(root: DictConfig) -> str:
     """``<paths.outputs>/sweeps/<overrides>-<hash>``: a function of the sweep's config and overrides, so the same sweep continues."""
     overrides = [str(o) for o in OmegaConf.select(root, "hydra.overrides.task") or []]
+    # one option of hardware is in the config itself; the same sweep may go on elsewhere
+    overrides = [o for o in overrides if not o.startswith("hardware=") or "," in o]
     params = OmegaConf.select(root, "hydra.sweeper.params") or {}
     spaces = [f"{k}={v}" for k, v in params.items()]
     name = readable([*spaces, *overrides], limit=80)
@@ -169,7 +170,7 @@ class FrozenLoader:
         OmegaConf.set_readonly(cfg.hydra, False)  # launchers write the job's number into it
         path = self._file(overrides)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(pickle.dumps(cfg))
+        path.write_bytes(frozen.to_bytes(cfg))
         return Job(number, list(overrides), place)
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
@@ -177,7 +178,8 @@ class FrozenLoader:
         if os.getppid() == self.owner:
             # a worker process of joblib: when the sweep is killed, it saves its state and goes as well
             watch_parent(self.owner, then=lambda: os.kill(os.getpid(), signal.SIGTERM))
-        return pickle.loads(self._file(sweep_overrides).read_bytes())
+        path = self._file(sweep_overrides)
+        return frozen.from_bytes(path.read_bytes(), str(path))
 
     def forget(self) -> None:
         """Remove the frozen configs: every run folder has its own by now."""
@@ -244,8 +246,14 @@ class SweepTask:
     def fail(self, place: Path, sentence: str) -> None:
         """Keep and say that a job failed."""
         self.note(place, {"status": "failed", "error": sentence})
-        number, shown = self.labels.get(str(place), ("a run", place.name))
-        print(f"{number} failed ({shown}): {sentence}", file=sys.stderr, flush=True)
+        self.say(place)
+
+    def say(self, place: Path) -> None:
+        """Say here how a job went that did not end well; nothing about others."""
+        outcome = self.outcome(place)
+        if outcome and outcome["status"] in ("failed", "stopped"):
+            number, shown = self.labels.get(str(place), ("a run", place.name))
+            print(f"{number} {outcome['status']} ({shown}): {outcome['error']}", file=sys.stderr, flush=True)
 
     def drop(self, place: Path) -> None:
         """Forget how a job went."""
@@ -305,6 +313,21 @@ def _output_to(path: Path) -> Iterator[None]:
         for number, descriptor in enumerate(saved, start=1):
             os.dup2(descriptor, number)
             os.close(descriptor)
+
+
+def run_folder(cfg: DictConfig) -> Path:
+    """Run folder of a job, from its frozen config."""
+    return Path(str(cfg.hydra.sweep.dir)) / str(cfg.hydra.sweep.subdir)
+
+
+def already_finished(task: SweepTask, cfg: DictConfig) -> bool:
+    """Whether a job's folder holds its result, which is noted then: nothing need be started on a cluster for it."""
+    place = run_folder(cfg)
+    result = folder.read_json(place / "result.json")
+    if cfg.get("resume") or not result or result.get("stages_done") != list(cfg.get("_stages_") or []):
+        return False
+    task.note(place, {"status": result.get("status", "finished"), "error": None, "result": result})
+    return True
 
 
 def _release_memory() -> None:
@@ -528,8 +551,11 @@ def command_line(overrides: Sequence[str], *options: str) -> str:
 
 
 def failures(rows: Sequence[Row], place: Path) -> None:
-    """Raise UserError when runs have failed, so that the command's exit code says so."""
+    """Raise UserError when runs have failed or stopped, so that the command's exit code says so."""
     failed = [r for r in rows if r.status == "failed"]
+    stopped = [r for r in rows if r.status == "stopped"]
+    if stopped and not failed:
+        raise UserError(f"{len(stopped)} of {len(rows)} runs stopped before their end: the same command continues them.")
     if failed:
         raise UserError(
             f"{len(failed)} of {len(rows)} runs failed: see {shown(place / 'sweep.md')}; the same command tries them again."

@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+from papermix.run.cluster.srun import become_rank
 from papermix.run.launch import as_rank
 
 
@@ -24,6 +25,7 @@ def leave() -> None:
 
 
 if __name__ == "__main__":
+    become_rank(Path(sys.argv[1]))
     with as_rank(Path(sys.argv[1])):
         from papermix.run.stage import run_stage
 

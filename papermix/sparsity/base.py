@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from papermix.errors import UserError
+from papermix.sharding import full
 from papermix.sparsity.mask import Parametrization, finalize, follow_parametrizations
 from papermix.sparsity.scope import Weight, select
 
@@ -92,11 +93,20 @@ class Sparsity:
             names = ", ".join(weight.name for weight in selected[:12])
             raise UserError(f"{type(self).__name__} can act on none of the weights {names}: widen sparsity.types or include.")
 
+    def follow(self) -> None:
+        """Let go of the parameters that were there when it was attached: sharding has put others in their places."""
+        for weight in self.weights.values():
+            module, attribute = weight.places[0]
+            if parametrize.is_parametrized(module, attribute):
+                chain: Any = module.parametrizations[attribute]  # type: ignore[index]
+                weight.tensor = chain.original if chain.is_tensor else weight.tensor
+
     def value(self, name: str) -> Tensor:
-        """The weight as this sparsity's part receives it, that is after the parametrizations registered before it."""
+        """The weight as this sparsity's part receives it, that is after the parametrizations registered before it; whole."""
         module, attribute = self.weights[name].places[0]
         chain: Any = module.parametrizations[attribute]  # type: ignore[index]
         tensors = [chain.original] if chain.is_tensor else [getattr(chain, f"original{i}") for i in range(chain.ntensors)]
+        tensors = [full(tensor) for tensor in tensors]
         for part in chain:
             if part is self.parts[name]:
                 break

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from papermix.errors import UserError
+from papermix.sharding import full, like
 from papermix.sparsity.mask import Parametrization
 from papermix.sparsity.rounds import Rounds
 from papermix.sparsity.scope import Weight
@@ -101,7 +102,7 @@ class SoftMask(Parametrization):
         return _Soft.apply(weight, self.logits, self.beta, self.scale)
 
     def kept(self) -> Tensor:
-        return (self.logits > 0).sum()
+        return full((self.logits > 0).sum())
 
     def fix(self) -> None:
         """From now on the mask is hard."""
@@ -110,13 +111,13 @@ class SoftMask(Parametrization):
 
     @torch.no_grad()
     def soft(self) -> Tensor:
-        """``sigmoid(beta s)``, the probability of a mask that is drawn."""
-        return torch.sigmoid(self.beta * self.logits)
+        """``sigmoid(beta s)``, the probability of a mask that is drawn; sharded if the logits are."""
+        return torch.sigmoid(self.logits * self.beta)
 
     @torch.no_grad()
     def permute(self, order: Tensor) -> None:
         """Put entry ``order[i]`` in place i (int64, a permutation of the flattened weight)."""
-        self.logits.copy_(self.logits.flatten()[order].view_as(self.logits))
+        self.logits.copy_(like(full(self.logits).flatten()[order].view(self.logits.shape), self.logits))
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -233,8 +234,8 @@ class ContinuousSparsification(Rounds):
         if self.sample or all(part.fixed for part in parts):
             return {}
         masks = [part.soft() for part in parts]
-        gap = torch.stack([(m - (p.logits > 0).float()).abs().amax() for m, p in zip(masks, parts)]).amax()
-        soft = torch.stack([(m * p.scale).clamp_(max=1).sum() for m, p in zip(masks, parts)]).sum()
+        gap = torch.stack([full((m - (p.logits > 0).float()).abs().amax()) for m, p in zip(masks, parts)]).amax()
+        soft = torch.stack([full((m * p.scale).clamp_(max=1).sum()) for m, p in zip(masks, parts)]).sum()
         return {"mask_gap": float(gap), "soft_density": float(soft) / sum(m.numel() for m in masks)}
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from papermix.errors import UserError
+from papermix.sharding import full
 from papermix.sparsity.base import Sparsity
 from papermix.sparsity.mask import Parametrization
 from papermix.sparsity.scope import Weight
@@ -49,7 +50,7 @@ class Gate(Parametrization):
 
     @torch.no_grad()
     def kept(self) -> Tensor:
-        return gate(self.log_alpha).count_nonzero()
+        return full((gate(self.log_alpha) != 0).sum())
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

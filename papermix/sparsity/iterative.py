@@ -60,9 +60,9 @@ class IterativeMagnitude(Rounds):
     @torch.no_grad()
     def _prune(self, n: int) -> bool:
         """Bring the masks to their state after ``n`` prunings."""
-        scores = {name: self.value(name).abs().masked_fill(~part.mask, -1).flatten() for name, part in self.parts.items()}
         moved = False
-        for pool in [list(scores)] if self.scope == "global" else [[name] for name in scores]:
+        for pool in [list(self.parts)] if self.scope == "global" else [[name] for name in self.parts]:
+            scores = {name: self.value(name).abs().masked_fill(~self.parts[name].mask, -1).flatten() for name in pool}
             together = torch.cat([scores[name] for name in pool])
             count = max(1, int(together.numel() * (1 - self.rate) ** n + 0.5))
             keep = torch.zeros_like(together, dtype=torch.bool)

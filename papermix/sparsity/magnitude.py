@@ -110,10 +110,10 @@ class Magnitude(Sparsity):
         """Bring all masks to update ``k``, unless they are there."""
         if k <= self._done():
             return False
-        scores = {name: self._scores(name) for name in self.parts}
-        pools = [[name] for name in scores] if self.scope == "layer" else [list(scores)]
+        pools = [[name] for name in self.parts] if self.scope == "layer" else [list(self.parts)]
         moved = False
         for pool in pools:
+            scores = {name: self._scores(name) for name in pool}
             together = torch.cat([scores[name] for name in pool], dim=-1)
             count = max(self.group[0] if self.group else 1, int(self.target(k) * together.shape[-1] + 0.5))
             # a stable sort: of equals the first in order stays, on every device

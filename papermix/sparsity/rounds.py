@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from papermix.errors import UserError
 from papermix.optimizers.schedules import Length, length, round_of
+from papermix.sharding import like
 from papermix.sparsity.base import Sparsity
 from papermix.sparsity.mask import Parametrization
 
@@ -133,4 +134,4 @@ def rewind(model: nn.Module, snapshot: dict[str, Tensor]) -> None:
     """Bring a model back to what :func:`remember` kept, bit for bit; its masks stay."""
     state = model.state_dict()
     for key, value in snapshot.items():
-        state[key].copy_(value)
+        state[key].copy_(like(value, state[key]))

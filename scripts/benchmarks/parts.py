@@ -24,6 +24,7 @@ from papermix.run.stage import (
     build_callbacks,
     build_method,
     build_trainer,
+    load_networks,
     optimizer_factory,
     quiet,
     without_parts,
@@ -109,7 +110,9 @@ def fit(config: Config, steps: int, skip: int, lengthen: Callable[[Any], Any] = 
         load = datamodule.loader
         datamodule.loader = lambda split: watch(lengthen(load(split)), window) if split == "train" else load(split)
         loggers = [build(node) for node in (config.get("logger") or {}).values() if node and node.get("_target_")]
-        trainer = build_trainer(config, place, [*build_callbacks(config), Position(), Clock()], loggers)
+        callbacks = [*build_callbacks(config), Position(), Clock()]
+        load_networks(callbacks, place)
+        trainer = build_trainer(config, place, callbacks, loggers)
         trainer.fit(build_method(config), datamodule=datamodule)
         return window.timing()
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,67 @@ RECIPES: dict[str, list[str]] = {
         "dataset.batch_size=2",
         "dataset.augment.scale=null",
     ],
+    "pixel consensus voting, R-50 FPN, Cityscapes, 2 crops (512x1024)": [
+        "experiment=pixel_consensus_voting/cityscapes",
+        "dataset.batch_size=2",
+    ],
     "R-50 DeepLabv3+, VOC, 4 crops (512x512)": ["experiment=pixels/voc_deeplabv3", "dataset.batch_size=4"],
+    "R-101 DeepLabv3+ with label structure, VOC, 4 crops (512x512)": [
+        "experiment=label_structure/voc_deeplabv3",
+        "stages=null",
+        "callbacks=[label_structure]",
+        "callbacks.label_structure.autoencoder={before}",
+        "dataset.batch_size=4",
+    ],
+    "the same without its branch": [
+        "experiment=label_structure/voc_deeplabv3",
+        "stages=null",
+        "dataset.batch_size=4",
+    ],
     "ResNet-50, ImageNet, 32 images (224x224)": ["experiment=foundation/imagenet_resnet50", "dataset.batch_size=32"],
+    "nested network of ALERT, ImageNet, 32 images": ["experiment=alert/imagenet_nested", "dataset.batch_size=32"],
+    "false negative cancellation, ResNet-50, ImageNet, 4 images in ten views, queue of 65,536": [
+        "experiment=false_negative_cancellation/imagenet_resnet50",
+        "stages=null",
+        "dataset.batch_size=4",
+    ],
+    "SimCLR, ResNet-50, ImageNet, 16 images in two views": [
+        "experiment=false_negative_cancellation/imagenet_simclr",
+        "stages=null",
+        "dataset.batch_size=16",
+    ],
+    "MoCo v2, ResNet-50, ImageNet, 16 images": [
+        "experiment=false_negative_cancellation/imagenet_moco",
+        "stages=null",
+        "dataset.batch_size=16",
+    ],
+    "false negative cancellation, WRN-16-8, CIFAR-10, 64 images in four views": [
+        "experiment=false_negative_cancellation/cifar10",
+        "stages=null",
+        "dataset.batch_size=64",
+    ],
+    "multigrid memory, mazes of 25x25, 32 walks of 20 steps": ["experiment=multigrid_memory/mapping_spiral25"],
+    "multigrid memory, recall, 32 rows of 10 images": ["experiment=multigrid_memory/recall_mnist"],
+    "multigrid memory, priority sort, 32 rows": ["experiment=multigrid_memory/priority_sort"],
+    "multigrid memory, bAbI, 32 stories of 100 words": ["experiment=multigrid_memory/babi"],
+}
+# what a recipe that reads {before} starts from
+BEFORE = {
+    "R-101 DeepLabv3+ with label structure, VOC, 4 crops (512x512)": [
+        "experiment=label_structure/voc_deeplabv3",
+        "~stages.segmentation",
+        "dataset.batch_size=4",
+    ],
 }
 SCENES = "U-Net, 16 drawn scenes (64x64)"
 SHAPES = ["experiment=pixels/shapes_panoptic"]
 FAKE = ["dataset.fake=true", "dataset.limit=200"]
 SMALL = ["dataset.image_size=32", "dataset.batch_size=2"]
-COMMON = ["dataset.workers=0", "callbacks=[]", "logger=[]", "test=none", "scheduler._target_=null"]
+COMMON = ["dataset.workers=0", "logger=[]", "test=none", "scheduler._target_=null"]
 
 
 def child(overrides: list[str], steps: int) -> dict[str, Any]:
     """Take steps, the first of which does not count; their times, that of their batches alone, and the peak memory in bytes."""
-    import tempfile
     from itertools import islice
 
     from papermix.run.stage import peak_memory
@@ -51,6 +100,14 @@ def child(overrides: list[str], steps: int) -> dict[str, Any]:
     return {"wall": timing.wall, "cpu": timing.cpu, "count": timing.count, "memory": memory, "data": data.each / timing.each}
 
 
+def called(command: list[str]) -> str:
+    """What a command prints. Raises RuntimeError, with all it printed, when it fails."""
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
 def run(options: Options) -> Report:
     """Each recipe in turn; a round is one step."""
     report = Report("recipes", "step", notes=["fake data of the true size, no worker processes; one step of warm-up"])
@@ -59,16 +116,19 @@ def run(options: Options) -> Report:
     chosen = {} if options.smoke else {name: [*recipe, *FAKE] for name, recipe in RECIPES.items()}
     for name, recipe in {**chosen, SCENES: SHAPES}.items():
         count = 20 * steps if name == SCENES and not options.smoke else steps
-        overrides = [*recipe, *COMMON, hardware, *(SMALL if options.smoke else [])]
+        overrides = ["callbacks=[]", *COMMON, hardware, *recipe]
+        overrides += SMALL if options.smoke else []
         if options.threads:
             overrides.append(f"hardware.threads={options.threads}")
-        command = [sys.executable, "-m", "scripts.benchmarks.recipes", str(count), *overrides]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{name} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
-        found = json.loads(done.stdout.strip().splitlines()[-1])
+        with tempfile.TemporaryDirectory() as folder:
+            if name in BEFORE:
+                before = [*BEFORE[name], *FAKE, "dataset.workers=0", "debug=two_steps", hardware, f"hydra.run.dir={folder}"]
+                called(["train.py", *before])
+            overrides = [o.replace("{before}", f"{folder}/autoencoder") for o in overrides]
+            found = json.loads(called(["-m", "scripts.benchmarks.recipes", str(count), *overrides]).strip().splitlines()[-1])
         report.timings.setdefault("recipe", {})[name] = [Timing(found["wall"], found["cpu"], found["count"])]
         report.checks.append(Check(f"peak memory of {name}, GB", [found["memory"] / 1e9]))
+        print(f"{name}: {found['memory'] / 1e9:.2f} GB, {found['wall'] / found['count']:.2f} s a step", file=sys.stderr, flush=True)
         if name == SCENES:
             report.checks.append(Check("drawing and augmenting scenes over the whole step", [found["data"]], 0.25, "<="))
     return report

@@ -83,6 +83,11 @@ def test_stages_are_composed_as_typed() -> None:
     assert stages["probe"]["paths"]["run"] == "runs/x/probe" and stages["probe"]["stage"] == "probe"
 
 
+def test_a_stage_of_a_recipe_can_be_left_out() -> None:
+    overrides = ["experiment=label_structure/figures", "~stages.segmentation"]
+    assert list(freeze(compose(overrides, with_hydra=True), overrides, Path("runs/x"))) == ["autoencoder"]
+
+
 @pytest.mark.parametrize(
     ("stages", "part"),
     [

@@ -1,6 +1,10 @@
 """Run folders: one config, one run at a time, files whole or not at all."""
 
+import errno
+import fcntl
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -53,7 +57,52 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
     with folder.locked(tmp_path):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode != 0 and "another run is working in" in done.stderr
+    assert f"(process {os.getpid()} on {socket.gethostname()})" in done.stderr
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_a_killed_run_leaves_behind_does_not_hold_its_folder(tmp_path: Path) -> None:
+    """A data-loader worker is a fork, and outlives its killed parent by seconds."""
+    code = f"""
+import os, signal, sys, time
+from pathlib import Path
+from papermix.run.folder import locked
+with locked(Path({str(tmp_path)!r})):
+    child = os.fork()
+    if child == 0:
+        time.sleep(600)
+    Path({str(tmp_path / "pid")!r}).write_text(str(child))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code])
+    child = int((tmp_path / "pid").read_text())
+    try:
+        assert done.returncode == -signal.SIGKILL
+        os.kill(child, 0)  # it lives
+        with folder.locked(tmp_path):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", none)
+    with folder.locked(tmp_path):
+        pass
+    assert "has no locks" in capfd.readouterr().err
+
+
+def test_a_file_that_is_right_already_is_not_touched(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    folder.write_atomic(path, "a: 1\n")
+    os.utime(path, ns=(1, 1))
+    folder.write_atomic(path, "a: 1\n")
+    assert path.stat().st_mtime_ns == 1
+    folder.write_atomic(path, "a: 2\n")
+    assert path.read_text() == "a: 2\n"
 
 
 def test_a_broken_config_is_named(tmp_path: Path) -> None:

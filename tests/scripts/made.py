@@ -13,7 +13,7 @@ def make_run(root: Path, name: str, overrides: list[str], metrics: dict[str, flo
     place.mkdir(parents=True)
     typed = dict(o.split("=", 1) for o in overrides)
     seed = int(typed.get("seed", 1))
-    config = {
+    config: dict[str, Any] = {
         "seed": seed,
         "tags": [],
         "paths": {"run": str(place), "outputs": str(root), "data": "data"},
@@ -22,6 +22,10 @@ def make_run(root: Path, name: str, overrides: list[str], metrics: dict[str, flo
         "optimizer": {"lr": float(typed.get("optimizer.lr", 0.1))},
         "logger": {"csv": {"folder": str(place)}},
     }
+    for key, value in typed.items():
+        group, _, name = key.partition(".")
+        if name:
+            config.setdefault(group, {})[name] = yaml.safe_load(value)
     result = {
         "metrics": metrics,
         "parameters": 1000,

@@ -199,7 +199,7 @@ def test_results_are_written(monkeypatch, tmp_path, capsys):
 # ---- every benchmark, once ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["overhead", "data", "text", "metrics", "recipes", "optimizers"])
+@pytest.mark.parametrize("name", ["overhead", "data", "text", "metrics", "recipes", "optimizers", "sweep"])
 def test_smoke(name):
     threads = torch.get_num_threads()
     found = importlib.import_module(f"scripts.benchmarks.{name}").run(Options(repetitions=1, smoke=True, threads=1))

@@ -77,18 +77,9 @@ def draw_curves(group: Group, metric: str, path: Path) -> list[str]:
 
 def draw_costs(section: Section, path: Path) -> bool:
     """Draw the metric against density, FLOPs and time, where they differ between groups; False when none does."""
-    from papermix.run.reporting.report import COSTS
+    from papermix.run.reporting.report import COSTS, comparable
 
-    panels: dict[str, list[float]] = {}
-    for name in COSTS:
-        found = [c for g in section.groups if (c := g.cost(name)) is not None]
-        # time always differs a little: it counts from a fifth on
-        if (
-            len(found) == len(section.groups) > 1
-            and min(found) > 0
-            and max(found) / min(found) > (1.2 if name == "wall_seconds" else 1.01)
-        ):
-            panels[name] = found
+    panels = {name: [g.cost(name) or 0.0 for g in section.groups] for name in comparable(section)}
     if not panels:
         return False
     from matplotlib.ticker import LogLocator, NullFormatter

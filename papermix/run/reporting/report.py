@@ -1,22 +1,17 @@
-"""A report over run folders: tables of runs equal up to the seed, best first, beside what was published."""
+"""What a report says: runs equal up to the seed, those that can be compared together, best first, beside what was published."""
 
-import csv
-import io
 import math
 import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from papermix.errors import UserError, nearest
-from papermix.run.folder import write_atomic
 from papermix.run.names import VOLATILE
-from papermix.run.reporting import blocks
 from papermix.run.reporting.papers import Paper, Published
-from papermix.run.reporting.runs import Run, groups, holds, identity
-from papermix.run.result import duration, metric_text, quantity, score
+from papermix.run.reporting.runs import Run, groups, holds, identity, listed
+from papermix.run.result import metric_text, score
 
 # words of metrics of which less is better, for those that no run monitors
 _LESS = ("loss", "error", "perplexity", "bits", "seconds", "bytes", "flops", "parameters", "density")
@@ -79,6 +74,11 @@ def number(result: Mapping[str, Any], name: str) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
+def spread(metric: str, mean: float, std: float | None) -> str:
+    """``97.20 % ± 0.41 %``; the mean alone for a single seed."""
+    return metric_text(metric, mean) + ("" if std is None else f" ± {metric_text(metric, std)}")
+
+
 def direction(result: Mapping[str, Any], metric: str) -> str:
     """``max`` or ``min``: that of the monitored metric for its like, else by the metric's name."""
     monitor = result.get("monitor") or {}
@@ -90,7 +90,8 @@ def direction(result: Mapping[str, Any], metric: str) -> str:
 def _measured(run: Run, metric: str | None) -> tuple[str, float, str] | None:
     if metric is None:
         found = score(run.result)
-        return (found[0], float(found[1]), found[2]) if found else None
+        value = number(run.result, found[0]) if found else None
+        return None if found is None or value is None else (found[0], value, found[2])
     value = number(run.result, metric)
     return None if value is None else (metric, value, direction(run.result, metric))
 
@@ -137,9 +138,9 @@ def sections(runs: Sequence[Run], papers: Mapping[str, Paper], metric: str | Non
 
 def _names(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
     """(overrides that all have, a name for each from the others); equal names get the hash of their config."""
-    own = [[o for o in run.overrides if o.lstrip("+~").split("=")[0].split(".")[0] not in (*VOLATILE, "seed")] for run in runs]
-    shared = [o for o in own[0] if all(o in other for other in own)] if len(own) > 1 else []
-    names = [" ".join(o for o in overrides if o not in shared) or "defaults" for overrides in own]
+    each = [own(run) for run in runs]
+    shared = [o for o in each[0] if all(o in other for other in each)] if len(each) > 1 else []
+    names = [" ".join(o for o in overrides if o not in shared) or "defaults" for overrides in each]
     return shared, [name if names.count(name) == 1 else f"{name} ({identity(run)})" for name, run in zip(names, runs)]
 
 
@@ -149,90 +150,64 @@ def _published(run: Run, papers: Mapping[str, Paper], metric: str) -> list[Publi
     return [
         n
         for n in (paper.published if paper else ())
-        if (n.metric, n.data, n.model) == (metric, run.choices.get("dataset"), run.choices.get("model"))
-        and all(holds(run, o) for o in n.overrides)
+        if n.metric == metric and fits(run, n)
     ]
 
 
-def lines(section: Section) -> tuple[list[str], list[list[str]]]:
-    """(header, lines) of a section's table."""
-    published = any(g.published for g in section.groups)
-    header = ["run", "seeds", section.metric.replace("/", " "), "spread", "parameters", "density", "FLOPs", "time"]
-    rows = []
-    for g in section.groups:
-        spread = "" if g.std is None else "± " + metric_text(section.metric, g.std)
-        costs = [g.cost(name) for name in ("parameters", "density", "effective_flops", "wall_seconds")]
-        texts = [quantity, lambda d: f"{100 * d:.3g} %", quantity, duration]
-        row = [g.name, str(len(g.values)), metric_text(section.metric, g.mean), spread]
-        row += ["" if c is None else text(c) for c, text in zip(costs, texts)]
-        if published:
-            row.append(
-                ", ".join(f"{metric_text(n.metric, n.value)} ({g.runs[0].result['paper']}, {n.table})" for n in g.published)
-            )
-        rows.append(row)
-    return [*header, *(["published"] if published else [])], rows
+def fits(run: Run, number: Published) -> bool:
+    """Whether a run is what a published number is about: its data (no random stand-in), model and options."""
+    same = (run.choices.get("dataset"), run.choices.get("model")) == (number.data, number.model)
+    return same and not holds(run, "dataset.fake=true") and all(holds(run, o) for o in number.overrides)
 
 
-def title(section: Section) -> str:
-    """``digits: test accuracy, best first (all with model=mlp)``."""
-    shared = f" (all with {' '.join(section.shared)})" if section.shared else ""
-    return f"{section.dataset}: {section.metric.replace('/', ' ')}, best first{shared}"
+def comparable(section: Section) -> list[str]:
+    """The costs that differ between a section's groups, so that the metric can be drawn against them."""
+    out = []
+    for name in COSTS:
+        found = [c for g in section.groups if (c := g.cost(name)) is not None]
+        # time always differs a little: it counts from a fifth on
+        least = 1.2 if name == "wall_seconds" else 1.01
+        if len(found) == len(section.groups) > 1 and min(found) > 0 and max(found) / min(found) > least:
+            out.append(name)
+    return out
 
 
-def write(place: Path, found: Sequence[Section], notes: Sequence[str], command: str) -> list[Path]:
-    """Write ``report.md``, ``report.csv`` and pictures into a folder; returns the files."""
-    from papermix.run.reporting.pictures import draw_costs, draw_curves
-
-    place.mkdir(parents=True, exist_ok=True)
-    notes, files = list(notes), []
-    parts = ["# Report", f"`{command}`"]
-    for section in found:
-        parts += [f"## {title(section)}", blocks.table(*lines(section))]
-        name = slug(f"{section.dataset}-{section.metric}")
-        if draw_costs(section, place / f"{name}-costs.png"):
-            files.append(place / f"{name}-costs.png")
-            parts.append(f"![{section.metric} against its costs]({name}-costs.png)")
-        for i, group in enumerate(section.groups, start=1):
-            path = place / "curves" / f"{name}-{i:02d}-{slug(group.name)[:60]}-{group.key}.png"
-            problems = draw_curves(group, section.metric, path)
-            notes += problems
-            if path.exists():
-                files.append(path)
-                parts.append(f"![{group.name}](curves/{path.name})")
-    if notes:
-        parts += ["## Left out", "\n".join(f"- {note}" for note in notes)]
-    write_atomic(place / "report.md", "\n\n".join(parts) + "\n")
-    write_atomic(place / "report.csv", as_csv(found))
-    return [place / "report.md", place / "report.csv", *files]
+# ---- what differs --------------------------------------------------------------------------------------------------------------
 
 
-def slug(text: str) -> str:
-    """A text as part of a file's name."""
-    return re.sub(r"[^A-Za-z0-9_.=,-]+", "_", text).strip("_.")
+def own(run: Run) -> list[str]:
+    """The overrides of a run that say what is computed, its seed left out."""
+    return [o for o in run.overrides if re.split(r"[./@]", key_of(o))[0] not in (*VOLATILE, "seed", "logger")]
 
 
-def as_csv(found: Sequence[Section]) -> str:
-    """All groups as CSV, numbers as they are; seeds and their values separated by spaces, their folders by lines."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    costs = ["parameters", "density", "flops", "effective_flops", "wall_seconds", "peak_memory_bytes"]
-    writer.writerow(
-        ["dataset", "metric", "mode", "run", "config", "n", "mean", "std", *costs, "published", "seeds", "values", "folders"]
-    )
-    for section in found:
-        for g in section.groups:
-            published = " ".join(repr(n.value) for n in g.published)
-            each = [" ".join(map(str, column)) for column in ([r.seed for r in g.runs], g.values)]
-            numbers = ["" if (c := g.cost(name)) is None else c for name in costs]
-            head = [
-                section.dataset,
-                section.metric,
-                section.mode,
-                g.name,
-                g.key,
-                len(g.values),
-                g.mean,
-                "" if g.std is None else g.std,
-            ]
-            writer.writerow([*head, *numbers, published, *each, "\n".join(str(r.folder) for r in g.runs)])
-    return text.getvalue()
+def key_of(override: str) -> str:
+    """``optimizer.lr`` of ``+optimizer.lr=0.1``."""
+    return override.lstrip("+~").partition("=")[0]
+
+
+def varied(section: Section) -> dict[str, list[str]]:
+    """``key -> its value in each group``, for the keys of overrides whose values differ between groups."""
+    keys = dict.fromkeys(key_of(o) for g in section.groups for o in own(g.runs[0]))
+    values = {key: [_setting(g.runs[0], key) for g in section.groups] for key in keys}
+    return {key: each for key, each in values.items() if len(set(each)) > 1}
+
+
+def _setting(run: Run, key: str) -> str:
+    """A key's value as it was typed, else that of the run's (last stage's) config."""
+    typed = [o for o in own(run) if key_of(o) == key]
+    if typed:
+        return "deleted" if typed[-1].startswith("~") else _plain(typed[-1].partition("=")[2])
+    try:
+        value = run.get(key)
+    except (KeyError, IndexError, ValueError, TypeError):
+        return ""
+    return _plain(listed(value))
+
+
+def _plain(text: str) -> str:
+    """Numbers in one spelling (``1e-1`` is ``0.1``), so are truth and nothing."""
+    try:
+        return f"{float(text):.12g}"
+    except ValueError:
+        low = text.lower()
+        return "null" if low == "none" else low if low in ("true", "false", "null") else text

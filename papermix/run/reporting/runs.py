@@ -17,6 +17,7 @@ import yaml
 from papermix.errors import UserError, nearest
 from papermix.run.catalog import CONF
 from papermix.run.names import VOLATILE, short_hash
+from papermix.run.reporting.unfinished import FILES, Unfinished, unfinished, walk
 
 # libyaml's loader reads the same, ten times as fast
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -65,58 +66,78 @@ class Run:
 
 @dataclass
 class Found:
-    """What lies in a folder of runs.
+    """What lies in folders of runs.
 
     Attributes:
         runs: finished runs, in the order of their folders.
-        unfinished: number of run folders without a result.
+        unfinished: runs without a result.
         problems: a sentence for each result that cannot be used.
     """
 
     runs: list[Run] = field(default_factory=list)
-    unfinished: int = 0
+    unfinished: list[Unfinished] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
-def read_runs(root: Path) -> Found:
-    """All runs below a folder. Raises UserError when there is no such folder; unusable results are named, not fatal."""
-    if not root.is_dir():
-        beside = [p.name for p in root.parent.iterdir() if p.is_dir()] if root.parent.is_dir() else []
-        raise UserError(f"there is no folder {root}{nearest(root.name, beside)}: name one that holds runs, such as outputs.")
-    found = Found()
-    for path in sorted(root.rglob("result.json")):
+def read_runs(*roots: Path) -> Found:
+    """All runs in and below some folders, each once. Raises UserError when one is missing; unusable results are named, not fatal."""
+    places: dict[str, dict[Path, Path]] = {name: {} for name in FILES}
+    for root in roots:
+        if not root.is_dir():
+            beside = [p.name for p in root.parent.iterdir() if p.is_dir()] if root.parent.is_dir() else []
+            raise UserError(f"there is no folder {root}{nearest(root.name, beside)}: name one that holds runs, such as outputs.")
+        for name, folders in walk(root).items():
+            for place in folders:
+                places[name].setdefault(place.resolve(), place)
+    here = {name: sorted(folders.values()) for name, folders in places.items()}
+    found = Found(unfinished=unfinished(here))
+    for place in here["result.json"]:
         try:
-            run = _read(path)
-        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+            run = _read(place / "result.json")
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError) as error:
             why = " ".join(str(error).split())[:120]
-            found.problems.append(f"{path} cannot be used ({type(error).__name__}: {why}).")
+            found.problems.append(f"{place / 'result.json'} cannot be used ({type(error).__name__}: {why}).")
             continue
-        if run is not None:
+        if run is None:
+            continue
+        if run.result.get("status") == "pruned":
+            found.unfinished.append(Unfinished(place, f"pruned by the search, after step {run.result.get('steps', '?')}"))
+        else:
             found.runs.append(run)
-    done = {path.parent for path in root.rglob("result.json")}
-    hidden = {p for p in root.rglob("config.yaml") if any(part.startswith(".") for part in p.relative_to(root).parts)}
-    found.unfinished = sum(p.parent not in done for p in set(root.rglob("config.yaml")) - hidden)
     return found
 
 
 def _read(path: Path) -> Run | None:
     """The run of a ``result.json``; None for that of a stage, which stands in its run's."""
-    result = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(result, dict):
-        raise ValueError("it holds no result")
-    if "stages_done" not in result and result.get("stage"):
+    result = _result(path)
+    if "stages_done" not in result:
         return None
-    if not isinstance(result["metrics"], dict):
-        raise ValueError("its metrics are no mapping")
-    place, seed = path.parent, result["seed"]
-    if not isinstance(seed, int):
-        raise ValueError(f"seed {seed!r} is no number")
-    places = [place if name == "main" else place / name for name in result["stages_done"]]
+    place = path.parent
+    places = [place if name == "main" else place / str(name) for name in result["stages_done"]]
     configs = [yaml.load((p / "config.yaml").read_text(encoding="utf-8"), _LOADER) for p in places]
     if not configs or not all(isinstance(c, dict) for c in configs):
         raise ValueError("its config.yaml holds no config")
     overrides = shlex.split(result["command"])[2:]
     return Run(place, result, configs, overrides, result.get("choices") or choices(overrides))
+
+
+def _result(path: Path) -> dict[str, Any]:
+    """What a ``result.json`` holds, the kinds of values that a report relies on checked."""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(result, dict):
+        raise ValueError("it holds no result")
+    needed = {"metrics": dict, "seed": int, "command": str, "stages_done": list}
+    if result.get("stage") and "stages_done" not in result:
+        needed = {}
+    optional = {"monitor": dict, "choices": dict, "tags": list, "paper": str}
+    for key, kind in (needed | optional).items():
+        value = result.get(key)
+        if (not isinstance(value, kind) or isinstance(value, bool)) and not (key in optional and value is None):
+            raise ValueError(f"its {key} is no {kind.__name__}")
+    if result.get("monitor") and not {"name", "mode"} <= set(result["monitor"]):
+        raise ValueError("its monitor has no name and mode")
+    # lone surrogates can be neither printed nor written
+    return dict(json.loads(json.dumps(result, ensure_ascii=False).encode("utf-8", "replace")))
 
 
 # ---- what was chosen -----------------------------------------------------------------------------------------------------------
@@ -137,11 +158,12 @@ def _defaults(path: Path) -> dict[str, str]:
                 chosen |= _defaults(base) if path.name != "train.yaml" else {}
         else:
             for key, value in entry.items():
-                chosen[str(key).removeprefix("override ").lstrip("/")] = _listed(value)
+                chosen[str(key).removeprefix("override ").lstrip("/")] = listed(value)
     return chosen
 
 
-def _listed(value: Any) -> str:
+def listed(value: Any) -> str:
+    """A value as a command line has it: ``[a,b]`` for a list."""
     return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
 
 
@@ -202,7 +224,7 @@ def _same(have: Any, wanted: str) -> bool:
             return math.isclose(have, float(wanted), rel_tol=1e-9)
         except ValueError:
             return False
-    return fnmatchcase(_listed(have), wanted) if not wanted.startswith("[") else _listed(have) == wanted.replace(" ", "")
+    return fnmatchcase(listed(have), wanted) if not wanted.startswith("[") else listed(have) == wanted.replace(" ", "")
 
 
 def _paths(node: Any, prefix: str = "") -> Iterable[str]:
@@ -220,10 +242,10 @@ def identity(run: Run) -> str:
     texts = []
     for config in run.configs:
         plain = {k: v for k, v in config.items() if k not in VOLATILE and k != "logger"}
-        text = json.dumps(_without_seed(plain, config.get("seed")), sort_keys=True)
-        paths = config.get("paths") or {}
+        text = json.dumps(_without_seed(plain, config.get("seed")), sort_keys=True, default=str)
+        paths = config.get("paths")
         for name in ("run", "data", "outputs"):
-            if paths.get(name):
+            if isinstance(paths, dict) and paths.get(name):
                 text = text.replace(json.dumps(str(paths[name]))[1:-1], f"<{name}>")
         texts.append(text)
     return short_hash("\n".join(texts))

@@ -44,8 +44,10 @@ class PapermixSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Put our loader and our task function between Hydra and the launcher."""
+        from papermix.run.cluster.extras import check_installed
         from papermix.run.sweep import FrozenLoader, SweepTask
 
+        check_installed(config.hydra.launcher._target_, str(config.hydra.runtime.choices["hydra/launcher"]))
         self.config = config
         with read_write(config.hydra), open_dict(config.hydra):
             config.hydra.sweep.dir = str(Path(config.hydra.sweep.dir).absolute())

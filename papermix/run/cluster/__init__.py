@@ -1,0 +1,1 @@
+"""Where the runs of a sweep compute: SLURM through submitit, Ray tasks, several processes of this machine through joblib."""
