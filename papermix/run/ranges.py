@@ -1,6 +1,5 @@
 """Values that a key may take, and keys that must agree: what torch or Lightning would refuse late, or nobody at all."""
 
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -80,10 +79,6 @@ RULES: dict[str, Rule] = {
     "dataset.augment.color": _or_off(_number(0)),
     "method.augment.flip": _SWITCH,
     **{f"method.augment.{name}": _number(0) for name in ("jitter", "brightness", "contrast", "saturation", "hue", "gray", "randaugment")},
-    "scheduler.warmup": Rule(
-        lambda v: (_is_number(v) and v >= 0) or (isinstance(v, str) and re.fullmatch(r"\s*(\d+\.?\d*|\.\d+) ?(step|epoch)s?\s*", v) is not None),
-        "a fraction of training (0 to 1), or a length like '5 epochs' or '500 steps'",
-    ),
     "dataset.label_noise.kind": _one_of(None, "uniform", "flip"),
     "dataset.label_noise.rate": _number(0),
     "optimizer.lr": _or_null(_number(0)),

@@ -3,10 +3,14 @@
 import ast
 import copy
 import importlib.util
+import re
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+# the name of the type hint of a part of training, a fraction or words (papermix.optimizers.schedules), and the words
+_LENGTH = "Length"
+_IN_WORDS = re.compile(r"\s*(\d+\.?\d*|\.\d+) ?(step|epoch)s?\s*")
 # packages whose names for types (``Cancel = Literal[...]``) are looked up
 _OWN = ("papermix", "lightning_modules", "datamodules", "callbacks")
 
@@ -129,7 +133,7 @@ class _Expanded(ast.NodeTransformer):
         self.module = module
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
-        return _alias(self.module, node.id) or node
+        return (node.id != _LENGTH and _alias(self.module, node.id)) or node
 
 
 def _hint(annotation: ast.expr | None, module: str) -> ast.expr | None:
@@ -217,6 +221,10 @@ def accepts(annotation: ast.expr | None, value: object) -> str | None:
     """None if ``value`` (from YAML) may go where the type hint stands, else the hint in words. Unknown hints accept all."""
     if annotation is None:
         return None
+    if ast.unparse(annotation) == _LENGTH:
+        number = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+        fits = _IN_WORDS.fullmatch(value) if isinstance(value, str) else number
+        return None if fits else "a fraction (0 to 1), or a length like '5 epochs' or '500 steps'"
     alternatives = _alternatives(annotation)
     if alternatives is None:
         return None

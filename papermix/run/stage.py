@@ -349,5 +349,6 @@ def quiet() -> None:
         ".*configured for CUDA.*",
         ".*sync_dist=True.*",
         ".*Total length of .* across ranks is zero.*",
+        ".*srun.* command is available.*",
     ):
         warnings.filterwarnings("ignore", pattern)

@@ -79,6 +79,7 @@ def test_a_record_that_was_deleted_is_made_anew(outputs: Path, tmp_path: Path) -
     assert records(outputs)["run"].info.run_id == read_json(place / "mlflow.json")["id"] != record.info.run_id
 
 
+@pytest.mark.slow
 def test_a_sweep_is_a_tree(outputs: Path) -> None:
     command = [*COMMAND, "logger=[csv,mlflow]", "trainer.max_epochs=1", STAGES, "seed=1,2"]
     env = {**os.environ, "PAPERMIX_OUTPUTS": str(outputs)}

@@ -80,6 +80,7 @@ def test_offline_and_continued(tmp_path: Path) -> None:
     assert runs[-1].display_name == "run"
 
 
+@pytest.mark.slow
 def test_online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "run"
     with FakeWandb() as server:

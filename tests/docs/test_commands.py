@@ -1,5 +1,6 @@
 """Every command of every page is run, in order, in a copy of the repository: minutes, one test for each page."""
 
+import glob
 import json
 import os
 import shlex
@@ -33,7 +34,7 @@ PREPARED = {
     ],
     "docs/papers/alert.md": [
         "experiment=foundation/fashion_mnist hydra.run.dir=outputs/RUN",
-        "experiment=foundation/fashion_mnist model.width=8 hydra.run.dir=outputs/RUN2",
+        "experiment=foundation/fashion_mnist model=resnet20 hydra.run.dir=outputs/RUN2",
     ],
     "docs/papers/continuous_sparsification.md": ["sparsity=continuous hydra.run.dir=outputs/RUN"],
 }
@@ -80,7 +81,7 @@ def workshop(tmp_path: Path) -> Iterator[Workshop]:
     made = Workshop(tmp_path / "papermix")
     yield made
     made.close()
-    shutil.rmtree(made.place)
+    shutil.rmtree(made.place, ignore_errors=True)
 
 
 def shortened(command: Command) -> list[str]:
@@ -104,7 +105,8 @@ def written(page: Path, place: Path) -> None:
 
 def failure(command: Command, workshop: Workshop) -> str:
     """What went wrong when a command was run, empty when nothing did."""
-    argv = shortened(command)
+    # as a shell does with a pattern of paths
+    argv = [path for word in shortened(command) for path in (sorted(glob.glob(word, root_dir=workshop.place)) or [word])]
     status, output = workshop.run(argv)
     print(status, " ".join(argv))
     return "" if status == 0 else f"{command}\n  run as {' '.join(argv)}\n  ended with {status}: {output[-1500:]}"
