@@ -20,21 +20,14 @@ class Album:
     def __init__(self) -> None:
         self.pictures: list[tuple[str, str, int]] = []
 
-    def log_metrics(self, metrics, step) -> None:
-        """Not kept."""
-
-    def save(self) -> None:
-        """Nothing to do."""
-
-    def finalize(self, status: str) -> None:
-        """Nothing to do."""
+    def log_picture(self, name: str, path: Path, step: int) -> None:
+        """Keep what is passed on."""
+        self.pictures.append((name, path.name, step))
 
 
 def test_pictures_every_second_validation_and_at_the_end(tmp_path: Path) -> None:
     album = Album()
-    logger = Guarded(
-        "album", str(tmp_path), lambda: album, lambda a, name, path, step: a.pictures.append((name, path.name, step))
-    )
+    logger = Guarded("album", str(tmp_path), lambda: album)
     fit(Small(), trainer(tmp_path, [Pictures(count=10, every=2)], [logger]))
     names = ["step_000006.png", "step_000018.png", "final.png"]
     assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == sorted(names)

@@ -145,7 +145,7 @@ def test_a_cell_that_fails_leaves_its_line_open(tmp_path: Path) -> None:
             raise UserError("the disk is full")
         return start(cfg, place, overrides)
 
-    claim = load(tmp_path)
+    claim = load(tmp_path, CLAIM.replace("optimizer.eps=1,10", "optimizer.eps=1"))
     found = claims.summary(claim, claims.run(claim, tmp_path / "out", start=failing))
     assert [e["verdict"] for e in found["expect"]] == [CONFIRMED, OPEN, OPEN]
     claims_page.draw(found, tmp_path / "made.png")

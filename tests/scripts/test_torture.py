@@ -23,10 +23,10 @@ def tortured(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, "scripts/torture.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=3000)
 
 
-def test_three_disturbances() -> None:
-    done = tortured("--rounds", "3", "--only", "saving", "flip", "worker")
+def test_a_disturbance() -> None:
+    done = tortured("--rounds", "1", "--only", "flip")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 of 3 as promised" in done.stdout
+    assert "1 of 1 as promised" in done.stdout
 
 
 @pytest.mark.slow
