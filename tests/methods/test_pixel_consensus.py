@@ -1,7 +1,6 @@
 """The method of pixel consensus voting: its losses, where they count, that they fall, and the way back to the truth's size."""
 
 import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,12 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 
-from lightning_modules import processes
 from lightning_modules.dense_tasks import PanopticSegmentation
 from lightning_modules.pixel_consensus import PixelConsensus
 from papermix.errors import UserError
 from papermix.segmentation.segments import VOID, Segments
 from papermix.segmentation.voting import targets
+from tests.methods.joint_batch import assert_shared
 from tests.methods.test_center_offset import Maps, Small
 from tests.segmentation.scenes import CLASSES, THINGS, Batch, assert_same, batch_of, classes_of, one_hot, scene
 
@@ -252,28 +251,18 @@ def test_half_precision() -> None:
 
 
 def test_processes_share_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mean of two processes' gradients is the gradient of the joint batch, however unevenly objects and void are spread."""
+    """However unevenly objects and void are spread."""
     scenes = [scene(0), scene(4)]
     scenes[1].map[:, 30:] = 0
     g = torch.Generator().manual_seed(0)
     maps = {name: torch.randn(2, channels, *scenes[0].map.shape, generator=g) for name, channels in HEADS.items()}
 
-    def gradients(places: list[int], mean: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        monkeypatch.setattr("lightning_modules.tasks.mean_over_processes", mean)
+    def gradients(places: list[int]) -> dict[str, Tensor]:
         method = method_of(Maps(**{k: v[places] for k, v in maps.items()}))
         method.training_step(batch_of([scenes[i] for i in places]), 0).backward()
         return {k: v.grad for k, v in method.model.maps.items()}
 
-    counts: list[list[Tensor]] = [[], []]
-    for i in range(2):
-        gradients([i], lambda count, seen=counts[i]: seen.append(count) or count)
-    means = [(a + b) / 2 for a, b in zip(*counts)]
-    assert len(means) == 2 and all(a != b for a, b in zip(*counts))
-    joint = gradients([0, 1], processes.mean_over_processes)
-    for i in range(2):
-        left = iter(means)
-        for name, gradient in gradients([i], lambda count: next(left)).items():  # noqa: B023
-            assert torch.allclose(gradient[0] / 2, joint[name][i], atol=1e-7), name
+    assert_shared(monkeypatch, gradients, 2)
 
 
 def test_settings() -> None:
