@@ -41,6 +41,20 @@ RECIPES: dict[str, list[str]] = {
         "stages=null",
         "dataset.batch_size=4",
     ],
+    "R-50 FPN with label structure, VOC, 4 crops": [
+        "experiment=label_structure/voc_fpn",
+        "stages=null",
+        "callbacks=[label_structure]",
+        "callbacks.label_structure.autoencoder={before}",
+        "dataset.batch_size=4",
+    ],
+    "U-Net with label structure, VOC, 4 crops": [
+        "experiment=label_structure/voc_unet",
+        "stages=null",
+        "callbacks=[label_structure]",
+        "callbacks.label_structure.autoencoder={before}",
+        "dataset.batch_size=4",
+    ],
     "ResNet-50, ImageNet, 32 images (224x224)": ["experiment=foundation/imagenet_resnet50", "dataset.batch_size=32"],
     "nested network of ALERT, ImageNet, 32 images": ["experiment=alert/imagenet_nested", "dataset.batch_size=32"],
     "false negative cancellation, ResNet-50, ImageNet, 4 images in ten views, queue of 65,536": [
@@ -63,18 +77,14 @@ RECIPES: dict[str, list[str]] = {
         "stages=null",
         "dataset.batch_size=64",
     ],
+    "linear probe of a ResNet-50, ImageNet, 32 images": [
+        "experiment=false_negative_cancellation/imagenet_labels",
+        "dataset.batch_size=32",
+    ],
     "multigrid memory, mazes of 25x25, 32 walks of 20 steps": ["experiment=multigrid_memory/mapping_spiral25"],
     "multigrid memory, recall, 32 rows of 10 images": ["experiment=multigrid_memory/recall_mnist"],
     "multigrid memory, priority sort, 32 rows": ["experiment=multigrid_memory/priority_sort"],
     "multigrid memory, bAbI, 32 stories of 100 words": ["experiment=multigrid_memory/babi"],
-}
-# what a recipe that reads {before} starts from
-BEFORE = {
-    "R-101 DeepLabv3+ with label structure, VOC, 4 crops (512x512)": [
-        "experiment=label_structure/voc_deeplabv3",
-        "~stages.segmentation",
-        "dataset.batch_size=4",
-    ],
 }
 SCENES = "U-Net, 16 drawn scenes (64x64)"
 SHAPES = ["experiment=pixels/shapes_panoptic"]
@@ -121,9 +131,10 @@ def run(options: Options) -> Report:
         if options.threads:
             overrides.append(f"hardware.threads={options.threads}")
         with tempfile.TemporaryDirectory() as folder:
-            if name in BEFORE:
-                before = [*BEFORE[name], *FAKE, "dataset.workers=0", "debug=two_steps", hardware, f"hydra.run.dir={folder}"]
-                called(["train.py", *before])
+            if any("{before}" in o for o in recipe):
+                # its first stage alone
+                before = [recipe[0], "~stages.segmentation", "dataset.batch_size=4", "debug=two_steps"]
+                called(["train.py", *before, *FAKE, "dataset.workers=0", hardware, f"hydra.run.dir={folder}"])
             overrides = [o.replace("{before}", f"{folder}/autoencoder") for o in overrides]
             found = json.loads(called(["-m", "scripts.benchmarks.recipes", str(count), *overrides]).strip().splitlines()[-1])
         report.timings.setdefault("recipe", {})[name] = [Timing(found["wall"], found["cpu"], found["count"])]
