@@ -90,7 +90,7 @@ SCENES = "U-Net, 16 drawn scenes (64x64)"
 SHAPES = ["experiment=pixels/shapes_panoptic"]
 FAKE = ["dataset.fake=true", "dataset.limit=200"]
 SMALL = ["dataset.image_size=32", "dataset.batch_size=2"]
-COMMON = ["dataset.workers=0", "logger=[]", "test=none", "scheduler._target_=null"]
+COMMON = ["logger=[]", "test=none", "scheduler._target_=null"]
 
 
 def child(overrides: list[str], steps: int) -> dict[str, Any]:
@@ -110,6 +110,13 @@ def child(overrides: list[str], steps: int) -> dict[str, Any]:
     return {"wall": timing.wall, "cpu": timing.cpu, "count": timing.count, "memory": memory, "data": data.each / timing.each}
 
 
+def alone(recipe: list[str]) -> list[str]:
+    """No worker processes, for data that may have some."""
+    from papermix.run.compose import compose
+
+    return ["dataset.workers=0"] if "workers" in compose(recipe, with_hydra=True).dataset else []
+
+
 def called(command: list[str]) -> str:
     """What a command prints. Raises RuntimeError, with all it printed, when it fails."""
     done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -126,7 +133,7 @@ def run(options: Options) -> Report:
     chosen = {} if options.smoke else {name: [*recipe, *FAKE] for name, recipe in RECIPES.items()}
     for name, recipe in {**chosen, SCENES: SHAPES}.items():
         count = 20 * steps if name == SCENES and not options.smoke else steps
-        overrides = ["callbacks=[]", *COMMON, hardware, *recipe]
+        overrides = ["callbacks=[]", *COMMON, *alone(recipe), hardware, *recipe]
         overrides += SMALL if options.smoke else []
         if options.threads:
             overrides.append(f"hardware.threads={options.threads}")
@@ -134,7 +141,7 @@ def run(options: Options) -> Report:
             if any("{before}" in o for o in recipe):
                 # its first stage alone
                 before = [recipe[0], "~stages.segmentation", "dataset.batch_size=4", "debug=two_steps"]
-                called(["train.py", *before, *FAKE, "dataset.workers=0", hardware, f"hydra.run.dir={folder}"])
+                called(["train.py", *before, *FAKE, *alone(recipe), hardware, f"hydra.run.dir={folder}"])
             overrides = [o.replace("{before}", f"{folder}/autoencoder") for o in overrides]
             found = json.loads(called(["-m", "scripts.benchmarks.recipes", str(count), *overrides]).strip().splitlines()[-1])
         report.timings.setdefault("recipe", {})[name] = [Timing(found["wall"], found["cpu"], found["count"])]

@@ -1,6 +1,7 @@
 """Several processes of one run inside a SLURM job: one task of srun per rank, on all machines of the job."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -52,6 +53,10 @@ def launch(run_dir: Path, nodes: int, per_node: int) -> None:
         raise UserError(failure)
 
 
+# how gloo and NCCL say that a partner is gone
+_LOST = re.compile(r"gloo|nccl|connection (closed|reset)", re.IGNORECASE)
+
+
 def _attempt(run_dir: Path, nodes: int, per_node: int) -> str | None:
     """Start the ranks and wait for them; returns the sentence of the first that failed, None if all went well."""
     clear_notes(run_dir)
@@ -69,7 +74,9 @@ def _attempt(run_dir: Path, nodes: int, per_node: int) -> str | None:
     number = next((n["signal"] for n in notes if n["signal"]), None) or (told[0] if told and (code or notes) else None)
     if number is not None:
         raise Stopped(notes[0]["sentence"] if notes else "stopped by a signal: the same command continues.", number)
-    if notes:
+    # a process that was killed leaves no note, and its partners complain of the connection
+    alone = code > 128 and all(_LOST.search(note["sentence"]) for note in notes)
+    if notes and not alone:
         return str(notes[0]["sentence"])
     if code:
         return _silent(run_dir, code)
