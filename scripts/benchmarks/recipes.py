@@ -19,7 +19,7 @@ RECIPES: dict[str, list[str]] = {
         "dataset.augment.scale=null",
         "dataset.augment.crop=null",
     ],
-    "the same by pixel consensus voting (grid of 233 cells)": [
+    "R-50 FPN, pixel consensus voting (grid of 233 cells), COCO, 2 whole images": [
         "experiment=pixel_consensus_voting/coco",
         "dataset.batch_size=2",
         "dataset.augment.scale=null",
@@ -36,7 +36,7 @@ RECIPES: dict[str, list[str]] = {
         "callbacks.label_structure.autoencoder={before}",
         "dataset.batch_size=4",
     ],
-    "the same without its branch": [
+    "R-101 DeepLabv3+ without label structure, VOC, 4 crops": [
         "experiment=label_structure/voc_deeplabv3",
         "stages=null",
         "dataset.batch_size=4",
