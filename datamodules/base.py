@@ -3,7 +3,7 @@
 import pytorch_lightning as pl
 import torch
 
-from datamodules.loaders import Loader, check_batch
+from datamodules.loaders import Loader, check_batch, warn_of
 from papermix.errors import UserError
 
 
@@ -67,6 +67,8 @@ class DataModule(pl.LightningDataModule):
         if not self._loaded:
             self.load()
             self._loaded = True
+            if self.damaged:
+                warn_of(self.damaged)
 
     def train_dataloader(self) -> Loader:
         loader = self.loader("train")

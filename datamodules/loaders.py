@@ -258,6 +258,19 @@ class Damaged:
     reason: str
 
 
+def leave_out(bad: Damaged, damaged: dict[str, str], skip_bad: bool) -> None:
+    """Note what is bad in ``damaged`` (path -> reason). Raises UserError, with file and cure, unless ``skip_bad``."""
+    if not skip_bad:
+        raise UserError(f"{bad.path} cannot be used ({bad.reason}): restore the file or set dataset.skip_bad=true")
+    damaged[bad.path] = bad.reason
+
+
+def warn_of(damaged: dict[str, str]) -> None:
+    """Say how many examples were left out, and the last of them."""
+    path, reason = next(reversed(damaged.items()))
+    warnings.warn(f"damaged examples skipped so far: {len(damaged)}, such as {path} ({reason})", stacklevel=3)
+
+
 def stack_images(images: list[Tensor]) -> Batch:
     """Images of one size as a batch."""
     return {"image": torch.stack(images)}
@@ -318,7 +331,7 @@ class WorkerLoader(IndexLoader):
         known = len(self.damaged)
         for number, share, (good, examples, damaged) in zip(itertools.count(first), shares, loader):
             for bad in damaged:
-                self._note(bad)
+                leave_out(bad, self.damaged, self.skip_bad)
             if not good.any():
                 if not self.drop_last:
                     continue  # an evaluation misses nothing by it
@@ -330,13 +343,7 @@ class WorkerLoader(IndexLoader):
                 batch = self.transform(batch, Draw((self.seed, "batch", epoch, number), share, good))
             yield batch
         if len(self.damaged) > known:
-            path, reason = next(reversed(self.damaged.items()))
-            warnings.warn(f"damaged examples skipped so far: {len(self.damaged)}, such as {path} ({reason})", stacklevel=2)
-
-    def _note(self, bad: Damaged) -> None:
-        if not self.skip_bad:
-            raise UserError(f"{bad.path} cannot be used ({bad.reason}): restore the file or set dataset.skip_bad=true")
-        self.damaged[bad.path] = bad.reason
+            warn_of(self.damaged)
 
 
 def check_batch(batch_size: int, world: int) -> None:

@@ -11,6 +11,7 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 
 from datamodules.dense.augment import Example
 from datamodules.dense.base import DenseData
-from datamodules.loaders import Damaged, WorkerLoader
+from datamodules.loaders import Damaged, WorkerLoader, leave_out
 from datamodules.vocabulary import UNK, Vocabulary
 from papermix.errors import UserError
 from papermix.segmentation import formats
@@ -113,6 +114,7 @@ class AnnotationFile:
 
     Args:
         path: of the JSON.
+        damaged: takes note (path -> reason) of the images and annotations that cannot be used, which are left out; None raises.
 
     Attributes:
         ids: of the images, int64 [N], in the file's order.
@@ -122,26 +124,35 @@ class AnnotationFile:
         listed: ``categories`` of the file.
 
     Raises:
-        UserError: the file is missing or broken, or an annotation belongs to no image of the list; names it and the place or id.
+        UserError: the file is missing or broken; names the place. Without ``damaged``: an image that is listed twice or without id
+            or name, an annotation that belongs to no image of the list; names the id and the place.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, damaged: dict[str, str] | None = None):
+        bad = partial(leave_out, damaged={} if damaged is None else damaged, skip_bad=damaged is not None)
         self.path = str(path)
         self.listed: list[dict[str, Any]] = []
         ids, sizes, names = array("q"), array("l"), []
         owners, starts, ends = array("q"), array("q"), array("q")
+        known: set[int] = set()
         for key, value, start, end in self._elements():
             if key == "annotations":
                 owner = value.get("image_id") if isinstance(value, dict) else None
                 if not isinstance(owner, int):
-                    raise UserError(f"{path}: the annotation at byte {start} has no image_id that is a whole number: correct it")
+                    bad(Damaged(f"{path}, annotation at byte {start}", "it has no image_id that is a whole number"))
+                    continue
                 owners.append(owner)
                 starts.append(start)
                 ends.append(end)
             elif key == "images":
                 number, name = (value.get("id"), value.get("file_name")) if isinstance(value, dict) else (None, None)
                 if not isinstance(number, int) or not isinstance(name, str):
-                    raise UserError(f"{path}: the image at byte {start} has no id (a whole number) or no file_name: correct it")
+                    bad(Damaged(f"{path}, image at byte {start}", "it has no id (a whole number) or no file_name"))
+                    continue
+                if number in known:
+                    bad(Damaged(f"{path}, image {number} at byte {start}", "an image of this id was listed before"))
+                    continue
+                known.add(number)
                 ids.append(number)
                 sizes.extend(side if isinstance(side, int) else 0 for side in (value.get("height"), value.get("width")))
                 names.append(os.fsencode(name))
@@ -151,21 +162,15 @@ class AnnotationFile:
         self.names = np.array(names, dtype=np.bytes_)
         order = self.ids.argsort(kind="stable")
         ranked = self.ids[order]
-        twice = ranked[1:][ranked[1:] == ranked[:-1]]
-        if len(twice):
-            raise UserError(f"{path}: image {twice[0]} is listed twice: correct the file")
         belongs = np.array(owners, np.int64)
         place = np.minimum(ranked.searchsorted(belongs), max(len(ranked) - 1, 0))
-        lost = ranked[place] != belongs if len(ranked) else np.ones(len(belongs), bool)
-        if lost.any():
-            first = int(lost.argmax())
-            number = self._at([(starts[first], ends[first])])[0].get("id")
-            raise UserError(
-                f"{path}: annotation {number} belongs to image {belongs[first]}, which its list lacks: correct the file"
-            )
-        image = order[place]
+        found = ranked[place] == belongs if len(ranked) else np.zeros(len(belongs), bool)
+        for lost in np.flatnonzero(~found).tolist():
+            number = self._at([(starts[lost], ends[lost])])[0].get("id")
+            bad(Damaged(f"{path}, annotation {number} at byte {starts[lost]}", f"it belongs to image {belongs[lost]}, which the file does not list"))
+        image = order[place[found]]
         sequence = image.argsort(kind="stable")
-        self._places = np.stack([np.array(starts, np.int64), np.array(ends, np.int64)], -1)[sequence]
+        self._places = np.stack([np.array(starts, np.int64), np.array(ends, np.int64)], -1)[found][sequence]
         self.counts = np.bincount(image, minlength=len(self.ids))
         self._first = np.concatenate([[0], self.counts.cumsum()])
 
@@ -316,12 +321,20 @@ class CaptionPart(CocoPart):
     """Images and what people said about them."""
 
     def captions(self, image: int) -> list[str]:
-        """The captions of the image at this place of the file's list."""
-        return [str(annotation.get("caption")) for annotation in self.file.annotations(image)]
+        """The captions of the image at this place of the file's list. Raises ValueError naming one that is no text."""
+        annotations = self.file.annotations(image)
+        for annotation in annotations:
+            if not isinstance(annotation.get("caption"), str):
+                said = f"annotation {annotation.get('id')} of image {self.file.ids[image]} in {self.file.name}"
+                raise ValueError(f"{said}: its caption is no text")
+        return [annotation["caption"] for annotation in annotations]
 
-    def truth(self, image: int, path: str, height: int, width: int) -> Example:
+    def truth(self, image: int, path: str, height: int, width: int) -> Example | Damaged:
         """`captions`, a list of texts."""
-        return {"captions": self.captions(image)}
+        try:
+            return {"captions": self.captions(image)}
+        except ValueError as error:
+            return Damaged(path, str(error))
 
 
 class CocoData(DenseData):
@@ -364,7 +377,8 @@ class CocoData(DenseData):
         places = {
             part: (self.place(name), self.place(f"annotations/{self.annotated}_{name}.json")) for part, name in names.items()
         }
-        return {part: (folder, AnnotationFile(path)) for part, (folder, path) in places.items()}
+        damaged = self.damaged if self.skip_bad else None
+        return {part: (folder, AnnotationFile(path, damaged)) for part, (folder, path) in places.items()}
 
     def take_categories(self, train: AnnotationFile, test: AnnotationFile) -> dict[int, int]:
         """Set ``categories`` to those of the files; returns id -> class. Raises UserError when ``num_classes`` does not fit."""
@@ -457,8 +471,10 @@ class CocoCaptions(CocoData):
     def sources(self) -> dict[str, Any]:
         parts = self.files()
         counts: Counter[str] = Counter()
+        listed = set(parts["train"][1].ids.tolist())
         for annotation in parts["train"][1].everything("annotations"):
-            counts.update(words(str(annotation.get("caption"))))
+            if isinstance(annotation, dict) and annotation.get("image_id") in listed and isinstance(annotation.get("caption"), str):
+                counts.update(words(annotation["caption"]))
         often = [word for word, count in sorted(counts.items(), key=lambda c: (-c[1], c[0])) if count >= self.min_count]
         self.vocabulary = Vocabulary([*SPECIAL, *often][: self.vocab_size], "word")
         return {part: CaptionPart(folder, file, np.flatnonzero(file.counts)) for part, (folder, file) in parts.items()}

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datamodules.loaders import Batch, Damaged, generator, mix
+from datamodules.loaders import Batch, Damaged, generator, leave_out, mix
 from datamodules.readers import damaged, first
 from datamodules.sequences.base import SequenceData, at
 from datamodules.splits import stratified, validation_count
@@ -285,7 +285,7 @@ class Babi(SequenceData):
                     if task in self.tasks:
                         parts[part].append(story)
                 elif task in self.tasks:
-                    self._note(story)
+                    leave_out(story, self.damaged, self.skip_bad)
         self.words = (SLOT, *sorted(words - {SLOT}))
         if len(self.words) > self.vocab_size:
             raise UserError(
@@ -293,11 +293,6 @@ class Babi(SequenceData):
                 f"set dataset.vocab_size={len(self.words)}"
             )
         self._divide(parts)
-
-    def _note(self, bad: Damaged) -> None:
-        if not self.skip_bad:
-            raise UserError(f"{bad.path} cannot be used ({bad.reason}): restore the file or set dataset.skip_bad=true")
-        self.damaged[bad.path] = bad.reason
 
     def _divide(self, parts: dict[str, list[Story]]) -> None:
         number = {word: place for place, word in enumerate(self.words)}

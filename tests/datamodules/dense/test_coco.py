@@ -209,6 +209,7 @@ def test_panoptic_results_are_read_as_a_data_set(written, tmp_path) -> None:
 
 JPG, PNG = "train2017/000000000009.jpg", "annotations/panoptic_train2017/000000000009.png"
 PANOPTIC_JSON, INSTANCES_JSON = "annotations/panoptic_train2017.json", "annotations/instances_train2017.json"
+CAPTIONS_JSON = "annotations/captions_train2017.json"
 
 
 def entry(content: dict) -> dict:
@@ -262,6 +263,8 @@ FAULTS = [
     (instances, of_object(segmentation={"size": [60, 96], "counts": [5760]}), JPG, r"annotation 9000 .*60 x 96 pixels.*64 x 96"),
     (instances, of_object(segmentation=[[1, 2, 3]]), JPG, r"annotation 9000 .*polygon has 3 numbers"),
     (captions, cut(JPG), JPG, r"image 9: image file is truncated"),
+    (captions, lambda folder: rewrite(folder / CAPTIONS_JSON, lambda c: entry(c).update(caption=None)), JPG,
+     r"annotation \d+ of image 9 in captions_train2017.json: its caption is no text"),
 ]  # fmt: skip
 
 
@@ -314,11 +317,14 @@ def test_annotation_files_that_cannot_be_used(coco) -> None:
     for change, said in (
         (
             lambda c: entry(c).update(image_id=7),
-            "instances_train2017.json: annotation 9000 belongs to image 7, which its list lacks",
+            r"instances_train2017.json, annotation 9000 at byte \d+ cannot be used \(it belongs to image 7, .* not list.*skip_bad=true",
         ),
-        (lambda c: entry(c).update(image_id="9"), r"instances_train2017.json: the annotation at byte \d+ has no image_id"),
-        (lambda c: c["images"].append(c["images"][0]), "image 139 is listed twice"),
-        (lambda c: c["images"][0].pop("file_name"), "the image at byte 94 has no id .* or no file_name"),
+        (
+            lambda c: entry(c).update(image_id="9"),
+            r"instances_train2017.json, annotation at byte \d+ cannot be used \(it has no image_id",
+        ),
+        (lambda c: c["images"].append(c["images"][0]), r"image 139 at byte \d+ cannot be used \(.*listed before"),
+        (lambda c: c["images"][0].pop("file_name"), "image at byte 94 cannot be used .*no id .* or no file_name"),
         (lambda c: c["categories"].append(c["categories"][3]), "lists category 4 twice"),
         (lambda c: c["categories"][3].pop("name"), "lists a category without an id"),
         (lambda c: c["categories"].clear(), "lists no categories"),
@@ -342,6 +348,46 @@ def test_annotation_files_that_cannot_be_used(coco) -> None:
     fails(panoptic, coco, "panoptic_val2017 is missing")
     shutil.rmtree(coco / "val2017")
     fails(captions, coco, "val2017 is missing")
+
+
+def strangers(content: dict) -> None:
+    """Two annotations of image 9 get ids of no image, a third none at all; an image is listed twice, another has no name."""
+    first, second, third = [a for a in content["annotations"] if a["image_id"] == 9][:3]
+    first["image_id"], second["image_id"] = 7, "9"
+    del third["image_id"]
+    content["images"].append(dict(content["images"][0]))
+    content["images"].insert(0, {"id": 10_000})
+
+
+@pytest.mark.parametrize(("make", "name"), [(captions, CAPTIONS_JSON), (instances, INSTANCES_JSON)])
+def test_what_a_file_has_too_much_is_left_out_if_asked(make, name, coco) -> None:
+    whole = examples(make(coco).sources()["train"])
+    rewrite(coco / name, strangers)
+    data = make(coco, skip_bad=True, val_fraction=0)
+    with pytest.warns(UserWarning, match="skipped so far: 5"):
+        data.setup()
+    said = [f"{path.removeprefix(f'{coco / name}, ')}: {reason}" for path, reason in data.damaged.items()]
+    assert sorted(re.sub(r"(\d+ )?at byte \d+", "N", one).split(",")[0] for one in said) == [
+        "annotation N: it belongs to image 7",
+        "annotation N: it has no image_id that is a whole number",
+        "annotation N: it has no image_id that is a whole number",
+        "image N: an image of this id was listed before",
+        "image N: it has no id (a whole number) or no file_name",
+    ]
+    left = examples(data.sources()["train"])
+    assert list(left) == list(whole)
+    key = "captions" if make is captions else "category"
+    assert all(len(left[n][key]) == len(whole[n][key]) - 3 * (n == 9) for n in whole)
+    if make is captions:
+        assert left[9]["captions"] == whole[9]["captions"][3:]
+
+
+def test_words_of_lost_captions_are_not_learned(coco) -> None:
+    rewrite(coco / CAPTIONS_JSON, lambda c: c["annotations"].append({"id": 1, "image_id": 7, "caption": "zebra"}))
+    data = captions(coco, skip_bad=True, min_count=1)
+    with pytest.warns(UserWarning, match="annotation 1 at byte .* image 7"):
+        data.setup()
+    assert "zebra" not in data.vocabulary.symbols
 
 
 def test_other_categories_than_cocos(coco) -> None:

@@ -111,7 +111,8 @@ def test_broken_lines_are_named(tmp_path: Path, content: str | bytes, line: int,
         caught.value
     )
     assert "dataset.skip_bad=true" in str(caught.value)
-    made = make(tmp_path, skip_bad=True)
+    with pytest.warns(UserWarning, match=f"skipped so far: 1, such as .*line {line} "):
+        made = make(tmp_path, skip_bad=True)
     assert list(made.damaged) == [f"{folder / name}, line {line}"]
     # the stories around it are there
     rest = 40 if bad else 20
