@@ -9,8 +9,9 @@ STAMP := $(VENV)/.installed
 train: $(STAMP)
 	$(RUN) train.py experiment=mixing/digits
 
+# in as many processes as there are cores, eight at most
 test: $(STAMP)
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto --maxprocesses=8 --dist=worksteal
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from callbacks.base import Callback
+from callbacks.base import Callback, log_picture
 from papermix.alert.baselines import SCHEDULERS, Choices
 from papermix.alert.controller import Alert, Goal, check_goal
 from papermix.alert.draw import draw
@@ -128,7 +128,9 @@ class Stream(Callback):
         for number, (name, log) in enumerate(logs.items()):
             numbers |= {f"stream/{key}{f'_{name}' if number else ''}": value for key, value in log.summary().items()}
         pl_module.publish(numbers)
-        draw(logs, phase, names, place / "pictures" / "stream.png")
+        picture = place / "pictures" / "stream.png"
+        draw(logs, phase, names, picture)
+        log_picture(trainer, "stream", picture)
 
     # ---- the run's networks -------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """What the callbacks of this folder share."""
 
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -34,6 +35,13 @@ def example(trainer: pl.Trainer, module: pl.LightningModule) -> Any:
     datamodule = getattr(trainer, "datamodule", None)
     loader: Any = trainer.fit_loop._data_source.instance if datamodule is None else datamodule.train_dataloader()
     return tree_map(lambda t: t[:2].to(module.device), network_input(module, next(iter(loader))))
+
+
+def log_picture(trainer: pl.Trainer, name: str, path: Path) -> None:
+    """Send an image file to all loggers that take pictures, under the optimizer steps done."""
+    for logger in trainer.loggers:
+        if hasattr(logger, "log_picture"):
+            logger.log_picture(name, path, trainer.global_step)
 
 
 def is_log_step(trainer: pl.Trainer) -> bool:

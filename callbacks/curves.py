@@ -7,7 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from callbacks.base import Callback
+from callbacks.base import Callback, log_picture
 
 Series = dict[str, tuple[list[int], list[float]]]
 _COLOURS = {"train": "#6f7d8c", "val": "#0b6fb8", "test": "#c0182b"}
@@ -24,7 +24,9 @@ class Curves(Callback):
         for logger in trainer.loggers:
             path: Any = getattr(logger, "path", None)
             if path is not None and Path(path).exists():
-                draw(read(path), Path(path).with_name("curves.png"))
+                picture = Path(path).with_name("curves.png")
+                if draw(read(path), picture):
+                    log_picture(trainer, "curves", picture)
                 return
 
 
@@ -52,11 +54,11 @@ def panels(series: Series) -> dict[str, list[str]]:
     )
 
 
-def draw(series: Series, path: str | Path) -> None:
-    """Write small multiples of all quantities over a common axis of steps, with the last values named."""
+def draw(series: Series, path: str | Path) -> bool:
+    """Write small multiples of all quantities over a common axis of steps, with the last values named. False: there is nothing to draw."""
     groups = panels(series)
     if not groups:
-        return
+        return False
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -97,3 +99,4 @@ def draw(series: Series, path: str | Path) -> None:
             handlelength=1.2, columnspacing=1.0, handletextpad=0.4,
         )  # fmt: skip
     figure.savefig(path)
+    return True

@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from callbacks.base import Callback
+from callbacks.base import Callback, log_picture
 from callbacks.picture_base import pixels
 from papermix.errors import UserError
 from papermix.losses.contrastive import view_keys
@@ -117,9 +117,7 @@ class FalseNegatives(Callback):
         path = Path(trainer.default_root_dir) / "false_negatives" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         draw(seen, self.history, pixels(seen["image"], getattr(data, "plain", None)), getattr(data, "class_names", None), path)
-        for logger in trainer.loggers:
-            if hasattr(logger, "log_picture"):
-                logger.log_picture("train/false_negatives", path, trainer.global_step)
+        log_picture(trainer, "train/false_negatives", path)
 
 
 def draw(

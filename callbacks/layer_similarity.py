@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from callbacks.base import Callback
+from callbacks.base import Callback, log_picture
 from papermix.errors import UserError
 from papermix.models.sharing import above, banks, fold, recurrence, similarities
 
@@ -56,7 +56,9 @@ class LayerSimilarity(Callback):
         matrices = self._publish(pl_module)
         if trainer.is_global_zero:
             names = {bank.name: list(layers) for bank, layers in banks(pl_module.model).items()}
-            draw(matrices, names, Path(trainer.default_root_dir) / "similarity.png")
+            path = Path(trainer.default_root_dir) / "similarity.png"
+            draw(matrices, names, path)
+            log_picture(trainer, "similarity", path)
 
     @torch.no_grad()
     def _publish(self, pl_module: Any) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from callbacks.base import Callback
+from callbacks.base import Callback, log_picture
 from callbacks.curves import Series, read
 from papermix.errors import UserError
 from papermix.sharding import whole
@@ -43,9 +43,7 @@ class MaskPicture(Callback):
         series = read(files[0]) if files and files[0].exists() else {}
         data = getattr(trainer, "datamodule", None)
         draw(layers, series, path, getattr(data, "in_chans", None), self.count)
-        for logger in trainer.loggers:
-            if hasattr(logger, "log_picture"):
-                logger.log_picture("masks", path, trainer.global_step)
+        log_picture(trainer, "masks", path)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import Tensor
 
-from callbacks.base import Callback
+from callbacks.base import Callback, log_picture
 from papermix.errors import UserError
 
 
@@ -81,9 +81,7 @@ class PictureBase(Callback):
         path = Path(trainer.default_root_dir) / "pictures" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         self.draw(self._seen, trainer, path)
-        for logger in trainer.loggers:
-            if hasattr(logger, "log_picture"):
-                logger.log_picture("val/predictions", path, trainer.global_step)
+        log_picture(trainer, "val/predictions", path)
 
 
 def predict(trainer: pl.Trainer, pl_module: Any, batch: dict[str, Tensor], split: str = "val") -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from callbacks.base import example
+from callbacks.base import example, log_picture
 from callbacks.sparsity import SparsityDriver
 from papermix.errors import UserError
 from papermix.sparsity.structured import Structured
@@ -53,7 +53,9 @@ class StructuredDriver(SparsityDriver):
             pl_module.publish(numbers)  # type: ignore[operator]
         path = next((Path(p) for logger in trainer.loggers if (p := getattr(logger, "path", None)) is not None), None)
         if trainer.is_global_zero and path is not None and self.history:
-            draw(self.history, self.sparsity.sizes(), path.with_name("widths.png"))
+            picture = path.with_name("widths.png")
+            draw(self.history, self.sparsity.sizes(), picture)
+            log_picture(trainer, "widths", picture)
 
     def state_dict(self) -> dict[str, Any]:
         """The widths so far."""

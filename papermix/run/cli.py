@@ -12,7 +12,7 @@ from papermix.errors import UserError, nearest
 from papermix.run import guard
 from papermix.run.catalog import CONF
 from papermix.run.explain import explain, is_expected
-from papermix.run.launch import stop_signal
+from papermix.run.launch import check_alone, stop_signal
 from papermix.run.names import register_resolvers
 
 # our sweepers are ordinary Hydra plugins that need no installation
@@ -77,6 +77,7 @@ def main() -> None:
     sweeping = "-m" in overrides or "--multirun" in overrides
     function = task if sweeping else functools.partial(_single, failures=failures)
     try:
+        check_alone()
         _check_flags(overrides)
         hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")(function)()
     except (Exception, KeyboardInterrupt) as error:

@@ -63,6 +63,25 @@ def stop_signal(error: BaseException | None) -> int | None:
     return None
 
 
+def check_alone(environment: Mapping[str, str] = os.environ) -> None:
+    """Raise UserError in the first of several processes of train.py that a user's torchrun, srun or mpirun has started; the others end."""
+    names = {
+        "torchrun": ("WORLD_SIZE", "RANK"),
+        "srun": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+        "mpirun": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    }
+    for program, (size, rank) in names.items():
+        count = environment.get(size, "1")
+        if LAUNCHER in environment or not count.isdigit() or int(count) < 2:
+            continue
+        if environment.get(rank) != "0":
+            sys.exit(1)
+        raise UserError(
+            f"{program} has started {count} processes of train.py, which starts its own: run it once, without {program}, with "
+            "hardware.devices=N for N processes on this machine, or with -m hardware=slurm."
+        )
+
+
 # ---- the launcher's side -------------------------------------------------------------------------------------------------------
 
 

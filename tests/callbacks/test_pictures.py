@@ -63,7 +63,9 @@ def test_pixels_undo_the_normalisation() -> None:
 
 
 def test_curves_are_drawn_at_the_end(tmp_path: Path) -> None:
-    fit(Small(), trainer(tmp_path, [Curves()], [csv(str(tmp_path))]))
+    album = Album()
+    fit(Small(), trainer(tmp_path, [Curves()], [csv(str(tmp_path)), Guarded("album", str(tmp_path), lambda: album)]))
+    assert [name for name, *_ in album.pictures] == ["curves"]
     assert imread(tmp_path / "curves.png").std() > 0.05
 
 
@@ -80,9 +82,9 @@ def test_curves_group_by_quantity(tmp_path: Path) -> None:
         ("lr", ["lr/a", "lr/b"]),
         ("sparsity/density", ["sparsity/density"]),
     ]
-    curves.draw(series, tmp_path / "curves.png")
+    assert curves.draw(series, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").exists()
-    curves.draw({}, tmp_path / "none.png")
+    assert not curves.draw({}, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
 
 

@@ -20,6 +20,7 @@ from papermix.run.cluster.extras import check_installed
 from papermix.run.cluster.settings import Machines, asked_for, machines
 from papermix.run.compose import compose
 from papermix.run.explain import explain
+from papermix.run.launch import LAUNCHER, check_alone
 from papermix.run.names import run_name
 from papermix.run.sweep import Job, SweepTask, already_finished, sweep_dir
 
@@ -187,6 +188,23 @@ def test_the_command_line_says_so_at_once(arguments: list[str], said: str, tmp_p
     assert done.returncode == 1
     errors = [line for line in done.stderr.splitlines() if line]
     assert len(errors) == 1 and said in errors[0], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "size", "rank"),
+    [
+        ("torchrun", "WORLD_SIZE", "RANK"),
+        ("srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+        ("mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ],
+)
+def test_processes_that_others_have_started_are_refused_once(program: str, size: str, rank: str, tmp_path: Path) -> None:
+    ends = [train(*FAKE, **{size: "2", rank: str(i), "PAPERMIX_OUTPUTS": str(tmp_path)}) for i in range(2)]
+    assert [done.returncode for done in ends] == [1, 1]
+    assert f"error: {program} has started 2 processes of train.py, which starts its own: run it once" in ends[0].stderr
+    assert ends[1].stderr == ends[1].stdout == "" and not list(tmp_path.iterdir())
+    check_alone({size: "1", rank: "0"})
+    check_alone({size: "2", rank: "0", LAUNCHER: "srun"})
 
 
 # ---- what the queue says -------------------------------------------------------------------------------------------------------

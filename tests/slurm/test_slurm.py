@@ -172,6 +172,18 @@ def test_a_crash_is_named_and_the_others_go_on(slurm: Slurm, tmp_path: Path) -> 
     assert [r["status"] for r in again.rows()] == ["finished", "failed", "finished"]
 
 
+def test_weights_are_shared_out_over_two_nodes(slurm: Slurm, tmp_path: Path) -> None:
+    shared_out = ["hardware=fsdp_cpu", "hydra/launcher=slurm", *QUEUE[1:], "hardware.devices=1", "hardware.num_nodes=2"]
+    sharded = Sweep(slurm, tmp_path / "sharded", "trainer.max_epochs=2", where=shared_out)
+    output = sharded.end()
+    assert sharded.process.returncode == 0, output
+    whole = Sweep(slurm, tmp_path / "whole", "trainer.max_epochs=2", where=["hardware=ddp_cpu", *shared_out[1:]])
+    output = whole.end()
+    assert whole.process.returncode == 0, output
+    found = [sweep.rows()[0]["metrics"]["test/loss"] for sweep in (sharded, whole)]
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
 def test_a_killed_sweep_finds_its_jobs_again(slurm: Slurm, tmp_path: Path) -> None:
     long = ["trainer.max_epochs=40"]
     sweep = Sweep(slurm, tmp_path / "sweep", *long)
