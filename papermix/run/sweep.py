@@ -3,6 +3,7 @@
 Both sweepers of ``papermix/run/plugins`` (all combinations, and Optuna's search) are made of these parts.
 """
 
+import atexit
 import contextlib
 import copy
 import csv
@@ -336,6 +337,7 @@ def _release_memory() -> None:
     # what the libraries made while they were imported stays anyway; going through it after each job would take 0.2 s
     if not gc.get_freeze_count():
         gc.freeze()
+        atexit.register(gc.unfreeze)  # bindings complain of what is left at the end
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
