@@ -11,9 +11,14 @@ class UserError(Exception):
 def nearest(name: str, candidates: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the candidate spelled most like ``name``, or an empty string."""
     wanted = name.lower()
-    scored = [(SequenceMatcher(None, c.lower(), wanted).ratio(), _common_start(c.lower(), wanted), c) for c in dict.fromkeys(candidates)]
-    best = max(scored, default=(0.0, 0, ""), key=lambda s: s[:2])  # among equals, the one that begins alike
-    return f" (did you mean '{best[2]}'?)" if best[0] >= 0.5 else ""
+    # among equals the one of the same letters in another order, then the one that begins alike
+    scored = [(*_likeness(c.lower(), wanted), c) for c in dict.fromkeys(candidates)]
+    best = max(scored, default=(0.0, False, 0, ""), key=lambda s: s[:3])
+    return f" (did you mean '{best[3]}'?)" if best[0] >= 0.5 else ""
+
+
+def _likeness(a: str, b: str) -> tuple[float, bool, int]:
+    return SequenceMatcher(None, a, b).ratio(), sorted(a) == sorted(b), _common_start(a, b)
 
 
 def _common_start(a: str, b: str) -> int:

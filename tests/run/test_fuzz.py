@@ -2,6 +2,7 @@
 
 import pytest
 
+from papermix.errors import nearest
 from scripts.torturing.configs import KINDS, Fuzzer, answers, misspelt, warm
 
 
@@ -42,3 +43,11 @@ def test_typing_errors_are_small() -> None:
         for _ in range(200):
             typed = misspelt(word, draw)
             assert typed and abs(len(typed) - len(word)) <= 2
+
+
+def test_the_nearest_spelling() -> None:
+    """Letters that changed places win a tie, then a common beginning; what is like nothing gets no hint."""
+    hints = [("pgu", ("cpu", "gpu"), "gpu"), ("sed", ("used", "seed"), "seed"), ("LR", ("lr", "wd"), "lr"), ("xyz", ("lr", "wd"), "")]
+    for typed, names, meant in hints:
+        assert nearest(typed, names) == (f" (did you mean '{meant}'?)" if meant else "")
+    assert nearest("lr", []) == ""
