@@ -192,7 +192,7 @@ class Checkpoints(Callback, pl.callbacks.Checkpoint):
         """Save, and keep it if it is one of the best."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
-        name = self._rank_among_best(trainer)
+        self._rank = name = self._rank_among_best(trainer)
         if trainer.fit_loop._should_accumulate():
             # the summed gradients are not kept, so this is no place to continue from (the file says so: ``partial``)
             self._due = True
@@ -202,9 +202,9 @@ class Checkpoints(Callback, pl.callbacks.Checkpoint):
             self._save(trainer)
             if name and trainer.is_global_zero:
                 _link(self.last, self.folder / name)
-        if name and trainer.is_global_zero:
-            for _, _, path in self.best()[self.top_k :]:
-                path.unlink(missing_ok=True)
+        self._rank = ""
+        if trainer.is_global_zero:
+            self._drop_surplus()
         if self._signal and not self._due and trainer.world_size == 1:
             raise Preempted(self._signal, trainer.global_step, self.last)
 
@@ -266,8 +266,13 @@ class Checkpoints(Callback, pl.callbacks.Checkpoint):
                 return ""
         return f"best-step={trainer.global_step:06d}-{self.monitor.replace('/', '_')}={text}.ckpt"
 
+    def _drop_surplus(self) -> None:
+        for _, _, path in self.best()[self.top_k :]:
+            path.unlink(missing_ok=True)
+
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the loggers' places."""
+        """Add the loggers' places, and the name that this state deserves among the best."""
+        checkpoint["rank"] = self._rank
         checkpoint["partial"] = trainer.fit_loop._should_accumulate()
         checkpoint["fitted"] = self._fitted
         checkpoint["loggers"] = {str(logger.name): logger.state_dict() for logger in _stateful(trainer)}
@@ -278,9 +283,10 @@ class Checkpoints(Callback, pl.callbacks.Checkpoint):
             checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
 
     _between = False
+    _rank = ""  # file name of the state in hand among the best, while it is being saved
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Bring the loggers back to where they were; a damaged file is none of the best."""
+        """Bring the loggers back to where they were, and the best files: a damaged one is none, one that a kill prevented is made."""
         if trainer.state.fn != TrainerFn.FITTING:
             return
         self._loaded = True
@@ -289,6 +295,10 @@ class Checkpoints(Callback, pl.callbacks.Checkpoint):
         for _, _, path in self.best() if trainer.is_global_zero else []:
             if not _whole(verify, path):
                 path.unlink(missing_ok=True)
+        if trainer.is_global_zero and trainer.ckpt_path:
+            if (name := checkpoint.get("rank")) and not (self.folder / name).exists() and self.top_k:
+                _link(Path(trainer.ckpt_path), self.folder / name)
+            self._drop_surplus()
         self._saved_step = int(checkpoint["global_step"])
         for logger in _stateful(trainer):
             logger.load_state_dict({"step": self._saved_step, **checkpoint.get("loggers", {}).get(str(logger.name), {})})

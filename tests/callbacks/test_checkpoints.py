@@ -1,5 +1,6 @@
 """A run that is killed or stopped anywhere and continued is the run that never stopped: weights, files, log, data order."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -58,6 +59,41 @@ def test_killed_and_continued_equals_never_stopped(tmp_path: Path, case: str) ->
             assert names(folder) == names(whole), (every, batch)
             if not dies and not keys.get("accumulate_grad_batches"):
                 assert first.seen + second.seen == reference.seen
+
+
+class Power:
+    """Cut at the ``at``-th call that makes, renames or removes a checkpoint: from then on nothing is written any more."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int | None = None) -> None:
+        self.at, self.calls = at, 0
+        for name in ("replace", "rename", "link", "unlink", "remove"):
+            monkeypatch.setattr(os, name, self.cut(getattr(os, name)))
+
+    def cut(self, call):
+        def counted(path, *rest, **keys):
+            if "checkpoints" in str(path) and not str(path).endswith(".tmp"):
+                self.calls += 1
+            if self.at is not None and self.calls >= self.at:
+                raise Killed
+            return call(path, *rest, **keys)
+
+        return counted
+
+
+@pytest.mark.parametrize("keys", [{"max_epochs": 2, "val_check_interval": 3}, CASES["validation between accumulated batches"]])
+def test_killed_between_any_two_file_operations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict) -> None:
+    with monkeypatch.context() as patch:
+        power = Power(patch)
+        reference = run(tmp_path / "whole", Small(), top_k=1, **keys)
+    assert power.calls > 6
+    for at in range(1, power.calls + 1):
+        folder = tmp_path / str(at)
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            Power(patch, at)
+            run(folder, Small(), top_k=1, **keys)
+        second = run(folder, Small(), top_k=1, **keys)
+        assert same(weights(reference), weights(second)), at
+        assert names(folder) == names(tmp_path / "whole"), at
 
 
 def test_killed_several_times(tmp_path: Path) -> None:
