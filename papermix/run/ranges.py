@@ -69,7 +69,12 @@ RULES: dict[str, Rule] = {
     "dataset.vocab_size": _whole(1),
     "dataset.seq_len": _whole(1),
     "dataset.workers": _whole(0),
-    "dataset.augment.crop": _or_off(Rule(lambda v: isinstance(v, list) or (_is_whole(v) and v >= 0), "a whole number, or a list of them")),
+    "dataset.augment.crop": _or_off(
+        Rule(
+            lambda v: (_is_whole(v) and v >= 0) or (isinstance(v, list) and len(v) == 2 and all(_is_whole(s) and s > 0 for s in v)),
+            "a whole number, or two where pixels are labelled",
+        )
+    ),
     "dataset.augment.flip": _or_null(_SWITCH),
     "dataset.augment.cutout": _or_off(_whole(0)),
     "dataset.augment.randaugment": _or_off(_number(0)),
@@ -79,6 +84,10 @@ RULES: dict[str, Rule] = {
     "dataset.augment.color": _or_off(_number(0)),
     "method.augment.flip": _SWITCH,
     **{f"method.augment.{name}": _number(0) for name in ("jitter", "brightness", "contrast", "saturation", "hue", "gray", "randaugment")},
+    "method.projector.layers": _whole(1),
+    "method.projector.hidden": _or_null(_whole(1)),
+    "method.projector.dim": _whole(1),
+    "method.projector.norm": _SWITCH,
     "dataset.label_noise.kind": _one_of(None, "uniform", "flip"),
     "dataset.label_noise.rate": _number(0),
     "optimizer.lr": _or_null(_number(0)),
@@ -207,6 +216,9 @@ def _check_trainer(plain: dict[str, Any]) -> None:
 
 
 def _check_facts(plain: dict[str, Any]) -> None:
+    crop = (plain["dataset"].get("augment") or {}).get("crop")
+    if isinstance(crop, list) and not str(plain["dataset"].get("_target_")).startswith("datamodules.dense."):
+        raise UserError(f"dataset.augment.crop={crop} is not possible: this data set takes a number of pixels, by which images are shifted.")
     for fact in _FACTS:
         here, there = plain["model"].get(fact), plain["dataset"].get(fact)
         # 0 classes: a model without a classifier

@@ -1,5 +1,6 @@
 """Wrong command lines by the thousand: typos, values of another type, mixes that cannot be; each is to be refused with the right hint."""
 
+import ast
 import random
 import re
 import statistics
@@ -167,8 +168,21 @@ class Fuzzer:
     def _type(self, base: tuple[str, ...]) -> Wrong | None:
         leaves = [(k, OmegaConf.select(self.configs[base], k)) for k in self.keys[base] if not k.startswith(("paths", "stage", "task"))]
         key, value = self.draw.choice([(k, v) for k, v in leaves if isinstance(v, bool | int | float)])
-        others = ["many", "[1,2]", "{a: 1}"] + ([] if isinstance(value, float) or ".augment." in key else ["0.123"]) + ["maybe"]
+        others = ["many", "{a: 1}", "maybe"]
+        # where a list of devices is wrong depends on the machine
+        others += [] if key == "hardware.devices" else ["[1,2]"]
+        others += [] if isinstance(value, float) or ".augment." in key or self._takes_fractions(base, key) else ["0.123"]
         return Wrong("type", [*base, f"{key}={self.draw.choice(others)}"], ())
+
+    def _takes_fractions(self, base: tuple[str, ...], key: str) -> bool:
+        """Whether the type hint of a key has float: its value may well be written as a whole number."""
+        path, _, name = key.rpartition(".")
+        node: Any = self.plain[base]
+        for part in path.split(".") if path else ():
+            node = node.get(part, {})
+        takes = signature(node["_target_"]) if "_target_" in node else None
+        hint = takes.annotations.get(name) if takes else None
+        return hint is not None and "float" in ast.unparse(hint)
 
     def _mix(self, base: tuple[str, ...]) -> Wrong | None:
         chosen = {g: self.draw.choice(list(catalog.options(g))) for g in ("dataset", "model", "method", "sparsity")}
