@@ -114,7 +114,7 @@ def score(task: Any, output: dict[str, Any], batch: dict[str, Tensor]) -> str:
     name = task.monitor.partition("/")[2]
     metrics = task.metrics().to(batch["image"].device)
     for metric in metrics.values():
-        metric.sync_on_compute = False  # the other processes are not here
+        metric.distributed_available_fn = lambda: False  # the other processes are not here
     task.update(metrics, output, batch)
     value = float(metrics.compute()[name])
     spoken = name.upper() if len(name) <= 4 else name.replace("_", " ").replace("iou", "IoU")

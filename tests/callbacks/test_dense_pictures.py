@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
+from torchmetrics import MeanMetric
 
 from callbacks.dense_pictures import GAP, LINE, MOST, DensePictures, Seen, at_truth, legend, measurements, row, score, shown_size
 from papermix.errors import UserError
@@ -104,6 +105,21 @@ def test_the_score_is_that_of_the_image_alone() -> None:
     # cats and grass are found, the crowd cannot be missed, and the cat on it is forgiven nothing
     assert [one.score for one in look(Seer(), [0])] == [f"PQ {(1 / (1 + 0.25) + 1) / 2:.3g}"]
     assert [one.score for one in look(Seer("depth"), [1])] == ["MAE 0.25"]
+
+
+def test_the_score_waits_for_no_other_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gather(*_: object, **__: object) -> None:
+        raise AssertionError("the first process draws alone")
+
+    monkeypatch.setattr("torchmetrics.metric.jit_distributed_available", lambda: True)
+    monkeypatch.setattr("torchmetrics.metric.gather_all_tensors", gather)
+    for kind in ("semantic", "depth"):
+        assert look(Seer(kind), [0])[0].score
+    assert look(Seer(), [0])[0].score
+    other = MeanMetric()
+    other.update(1.0)
+    with pytest.raises(AssertionError, match="alone"):
+        other.compute()
 
 
 def test_the_score_of_an_image_of_void_is_none() -> None:
