@@ -86,6 +86,9 @@ class InstanceAP(Metric):
         evaluation.run()
         return evaluation.stats[: len(_NAMES)]
 
+    def __hash__(self) -> int:
+        return hash(id(self))  # torchmetrics would hash the images, which hold lists
+
     def _apply(self, fn: Callable[..., Any], exclude_state: Sequence[str] = ()) -> nn.Module:
         return super()._apply(fn, exclude_state=(*exclude_state, "images"))  # no tensors
 

@@ -34,7 +34,7 @@ PREPARED = {
     ],
     "docs/papers/alert.md": [
         "experiment=foundation/fashion_mnist hydra.run.dir=outputs/RUN",
-        "experiment=foundation/fashion_mnist model=resnet20 hydra.run.dir=outputs/RUN2",
+        "dataset=fashion_mnist model=resnet20 hydra.run.dir=outputs/RUN2",
     ],
     "docs/papers/continuous_sparsification.md": ["sparsity=continuous hydra.run.dir=outputs/RUN"],
 }

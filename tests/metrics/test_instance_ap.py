@@ -11,7 +11,7 @@ from faster_coco_eval.core import mask as rle
 from pycocotools import mask as reference_rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.detection import MeanAveragePrecision
 
@@ -215,6 +215,7 @@ def test_moves_and_starts_anew() -> None:
     metric = InstanceAP().to(torch.float64)
     metric.update(predicted((0, 9)), *true((0, 9)))
     metric.to("cpu")
+    assert metric in set(nn.ModuleList([metric]).modules()), "torch hashes modules when it goes through them"
     assert metric.compute()["ap"] == 1
     metric.reset()
     assert metric.images == []
