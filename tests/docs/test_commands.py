@@ -59,12 +59,12 @@ class Workshop:
             cwd=place, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    def run(self, argv: list[str]) -> tuple[int, str]:
-        """(exit status, output) of a file with arguments."""
+    def run(self, argv: list[str], seconds: int = SECONDS) -> tuple[int, str]:
+        """(exit status, output) of a file with arguments; 124: it took longer than ``seconds``."""
         assert self.process.stdin and self.process.stdout
         self.number += 1
         log = self.place / f".log{self.number}"
-        print(json.dumps({"argv": argv, "log": str(log), "seconds": SECONDS}), file=self.process.stdin, flush=True)
+        print(json.dumps({"argv": argv, "log": str(log), "seconds": seconds}), file=self.process.stdin, flush=True)
         return int(self.process.stdout.readline()), log.read_text(errors="replace")
 
     def close(self) -> None:
