@@ -45,18 +45,31 @@ def _tree(group: str, name: str) -> Any:
     return yaml.load((CONF / group / f"{name}.yaml").read_text(encoding="utf-8"), _LOADER)
 
 
+def _bases(name: str, tree: Any) -> list[str]:
+    """The options of its own group on which an option builds."""
+    entries = tree.get("defaults", []) if isinstance(tree, dict) else []
+    return [str(Path(name).parent / e) for e in entries if isinstance(e, str) and e != "_self_" and not e.startswith("/")]
+
+
+def sets(group: str, name: str, key: str) -> bool:
+    """Whether an option's file, or one that it builds on, sets a dotted key."""
+    tree = _tree(group, name)
+    node = tree
+    for part in key.split("."):
+        node = node.get(part, ...) if isinstance(node, dict) else ...
+    return node is not ... or any(sets(group, base, key) for base in _bases(name, tree))
+
+
 @cache
 def _read(group: str, name: str) -> Option:
     text = (CONF / group / f"{name}.yaml").read_text(encoding="utf-8")
     comments = (line.lstrip("# ") for line in text.splitlines() if line.startswith("#") and "@package" not in line)
     tree = yaml.load(text, _LOADER) or {}
-    sets = {key: _capabilities(tree, key) for key in ("_gives_", "_needs_", "_clashes_")}
-    for entry in tree.get("defaults", []) if isinstance(tree, dict) else []:
-        if isinstance(entry, str) and entry != "_self_" and not entry.startswith("/"):
-            base = _read(group, str(Path(name).parent / entry))
-            for key, words in zip(sets, (base.gives, base.needs, base.clashes)):
-                sets[key] |= words
-    return Option(group, name, next(comments, ""), *(frozenset(sets[k]) for k in sets))
+    found = {key: _capabilities(tree, key) for key in ("_gives_", "_needs_", "_clashes_")}
+    for base in (_read(group, other) for other in _bases(name, tree)):
+        for key, words in zip(found, (base.gives, base.needs, base.clashes)):
+            found[key] |= words
+    return Option(group, name, next(comments, ""), *(frozenset(found[k]) for k in found))
 
 
 @cache

@@ -59,8 +59,9 @@ def check(cfg: DictConfig) -> None:
         raise UserError(f"paper={paper}: there is no conf/paper/{paper}.yaml{nearest(paper, catalog.options('paper'))}.")
     _check_added(cfg, plain)
     _check_groups(plain)
+    recipe = _choices(cfg).get("experiment")
     for path, node in targets(plain):
-        _check_target(path, node)
+        _check_target(path, node, recipe)
     check_values(plain)
 
 
@@ -132,7 +133,7 @@ def loads(node: Any) -> Iterator[tuple[str, str]]:
             yield from ((f"{path}.{key}", source) for source in (value if isinstance(value, list) else [value]) if source)
 
 
-def _check_target(path: str, node: dict) -> None:
+def _check_target(path: str, node: dict, recipe: str | None) -> None:
     target = node["_target_"]
     check_allowed(target, path)
     name = target.rpartition(".")[2]
@@ -144,6 +145,12 @@ def _check_target(path: str, node: dict) -> None:
         if key not in takes.annotations:
             if takes.open:
                 continue
+            if recipe and catalog.sets("experiment", recipe, f"{path}.{key}"):
+                group = path.partition(".")[0]
+                raise UserError(
+                    f"{path}.{key} is not an argument of {name}: experiment={recipe} sets it for its own {group}; leave it out with "
+                    f"'~{path}.{key}'."
+                )
             raise UserError(f"{path}.{key} is not an argument of {name}{nearest(key, takes.annotations)}.")
         wanted = accepts(takes.annotations[key], value)
         if wanted is not None:
@@ -161,14 +168,20 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _entries(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
-    """(how the user names it, node) of everything that may state capabilities."""
+def _choices(cfg: DictConfig) -> Any:
+    """The option chosen in each group."""
     choices = OmegaConf.select(cfg, "hydra.runtime.choices")
     if choices is None:
         from hydra.core.hydra_config import HydraConfig
 
         # @hydra.main takes its own node out of the config
         choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    return choices
+
+
+def _entries(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
+    """(how the user names it, node) of everything that may state capabilities."""
+    choices = _choices(cfg)
     for group in catalog.MIXED:
         node = cfg.get(group) if group in cfg else None
         if not isinstance(node, DictConfig):

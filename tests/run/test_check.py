@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from papermix.errors import UserError, nearest
 from papermix.run.build import build
-from papermix.run.catalog import options
+from papermix.run.catalog import options, sets
 from papermix.run.check import check_mix
 from papermix.run.compose import compose, freeze
 from papermix.run.explain import explain
@@ -60,6 +60,15 @@ def test_refused_in_one_sentence(override: str, parts: list[str]) -> None:
 def test_a_mix_without_what_it_needs_names_who_has_it() -> None:
     sentence = refused("dataset=pydocs_char", "model=resnet20")
     assert "model=resnet20 needs 'image'" in sentence and "dataset=digits" in sentence
+
+
+def test_a_key_that_the_recipe_set_for_another_model_is_named_with_its_cure() -> None:
+    mixed = ["experiment=foundation/fashion_mnist", "model=resnet20"]
+    assert refused(*mixed).endswith("experiment=foundation/fashion_mnist sets it for its own model; leave it out with '~model.widths'.")
+    freeze(compose([*mixed, "~model.widths"], with_hydra=True), mixed, Path("runs/x"))
+    # a recipe's recipe, and a key of one's own
+    assert sets("experiment", "foundation/fashion_mnist", "model.widths") and not sets("model", "resnet20", "widths")
+    assert "experiment=" not in refused("experiment=foundation/fashion_mnist", "+model.heads=3")
 
 
 def test_a_clash_says_why() -> None:
