@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from papermix.errors import UserError, nearest
 from papermix.run import guard
-from papermix.run.catalog import CONF
+from papermix.run.catalog import CONF, options, sets
 from papermix.run.check import check, loads, resolved
 from papermix.run.names import register_resolvers
 
@@ -57,13 +57,15 @@ def freeze(cfg: DictConfig, overrides: list[str], run_dir: Path) -> dict[str, di
         return {"main": _freeze_one(cfg, run_dir)}
     if not OmegaConf.is_dict(cfg.stages):
         raise UserError("stages must map each name to a list of overrides, like {pretrain: [], probe: [\"method=linear_probe\"]}.")
+    preset = next((name for o in overrides if _key(o) == "debug" and (name := o.partition("=")[2]) in options("debug")), None)
     frozen: dict[str, dict[str, Any]] = {}
     for name, own in cfg.stages.items():
         if not isinstance(name, str) or not name.replace("_", "").isalnum() or name == "main":
             raise UserError(f"stages.{name}: a stage's name is made of letters, digits and underscores (and is not 'main').")
         if not OmegaConf.is_list(own):
             raise UserError(f"stages.{name} must be a list of overrides, like [method=linear_probe, trainer.max_epochs=10].")
-        own = [str(o) for o in own]
+        # what a debug preset says of the length holds in every stage
+        own = [str(o) for o in own if not (preset and sets("debug", preset, _key(str(o))))]
         replaced = {_key(o) for o in own}
         # what was typed for another option of a group that the stage chooses anew does not concern this stage
         left = replaced | {"stages", "hydra"}

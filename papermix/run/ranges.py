@@ -184,6 +184,8 @@ def _check_hardware(plain: dict[str, Any]) -> None:
             raise UserError(f"hardware.devices={devices} lists devices, of which a CPU is one: give a number of processes.")
         if hardware["precision"] in ("16-mixed", "16-true"):
             raise UserError(f"hardware.precision={hardware['precision']} needs a GPU: use bf16-mixed or 32-true on the CPU.")
+        if hardware["sync_batchnorm"] and (devices != 1 or hardware["num_nodes"] > 1):
+            raise UserError("hardware.sync_batchnorm=true needs GPUs: torch cannot do it on the CPU; leave it false there.")
     if devices != "auto" and isinstance(batch, int):
         count = (len(devices) if isinstance(devices, list) else devices) * hardware["num_nodes"]
         if batch % count:

@@ -40,6 +40,8 @@ def _shorter(word: str) -> str:
         return "trainer.max_epochs=1"
     if key == "hardware":
         return f"{key}={HARDWARE.get(value, value)}"
+    if key == "hardware.sync_batchnorm":
+        return f"{key}=false"
     return word
 
 

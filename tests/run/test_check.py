@@ -92,6 +92,19 @@ def test_stages_are_composed_as_typed() -> None:
     assert stages["probe"]["paths"]["run"] == "runs/x/probe" and stages["probe"]["stage"] == "probe"
 
 
+def test_synchronized_batch_norm_needs_gpus() -> None:
+    assert "hardware.sync_batchnorm=true needs GPUs" in refused("hardware=ddp_cpu", "hardware.sync_batchnorm=true")
+    assert freeze(compose(["hardware=ddp", "hardware.sync_batchnorm=true", "hardware.devices=2"], with_hydra=True), [], Path("runs/x"))
+
+
+def test_a_debug_preset_shortens_every_stage() -> None:
+    overrides = ["stages={one: [], two: [\"trainer.max_epochs=200\", \"optimizer.lr=0.5\"]}", "debug=two_steps"]
+    frozen = freeze(compose(overrides, with_hydra=True), overrides, Path("runs/x"))
+    assert [stage["trainer"]["max_epochs"] for stage in frozen.values()] == [1, 1] and frozen["two"]["optimizer"]["lr"] == 0.5
+    overrides = [overrides[0], "debug=traceback"]
+    assert freeze(compose(overrides, with_hydra=True), overrides, Path("runs/x"))["two"]["trainer"]["max_epochs"] == 200
+
+
 def test_a_stage_of_a_recipe_can_be_left_out() -> None:
     overrides = ["experiment=label_structure/figures", "~stages.segmentation"]
     assert list(freeze(compose(overrides, with_hydra=True), overrides, Path("runs/x"))) == ["autoencoder"]
