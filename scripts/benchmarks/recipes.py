@@ -110,6 +110,12 @@ def child(overrides: list[str], steps: int) -> dict[str, Any]:
     return {"wall": timing.wall, "cpu": timing.cpu, "count": timing.count, "memory": memory, "data": data.each / timing.each}
 
 
+def overrides_of(recipe: list[str], folder: str) -> list[str]:
+    """The command line of a recipe that is only timed; ``folder`` is the run of its first stage, if it has one."""
+    recipe = [o.replace("{before}", f"{folder}/autoencoder") for o in recipe]
+    return ["callbacks=[]", *COMMON, *alone(recipe), *recipe]
+
+
 def alone(recipe: list[str]) -> list[str]:
     """No worker processes, for data that may have some."""
     from papermix.run.compose import compose
@@ -133,16 +139,14 @@ def run(options: Options) -> Report:
     chosen = {} if options.smoke else {name: [*recipe, *FAKE] for name, recipe in RECIPES.items()}
     for name, recipe in {**chosen, SCENES: SHAPES}.items():
         count = 20 * steps if name == SCENES and not options.smoke else steps
-        overrides = ["callbacks=[]", *COMMON, *alone(recipe), hardware, *recipe]
-        overrides += SMALL if options.smoke else []
-        if options.threads:
-            overrides.append(f"hardware.threads={options.threads}")
         with tempfile.TemporaryDirectory() as folder:
+            overrides = [*overrides_of(recipe, folder), hardware, *(SMALL if options.smoke else [])]
+            if options.threads:
+                overrides.append(f"hardware.threads={options.threads}")
             if any("{before}" in o for o in recipe):
                 # its first stage alone
                 before = [recipe[0], "~stages.segmentation", "dataset.batch_size=4", "debug=two_steps"]
-                called(["train.py", *before, *FAKE, *alone(recipe), hardware, f"hydra.run.dir={folder}"])
-            overrides = [o.replace("{before}", f"{folder}/autoencoder") for o in overrides]
+                called(["train.py", *before, *FAKE, *alone(recipe[:1]), hardware, f"hydra.run.dir={folder}"])
             found = json.loads(called(["-m", "scripts.benchmarks.recipes", str(count), *overrides]).strip().splitlines()[-1])
         report.timings.setdefault("recipe", {})[name] = [Timing(found["wall"], found["cpu"], found["count"])]
         report.checks.append(Check(f"peak memory of {name}, GB", [found["memory"] / 1e9]))

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from papermix.errors import UserError
+from papermix.run.compose import compose
 from scripts import benchmark
 from scripts.benchmarks import NAMES, harness, startup
 from scripts.benchmarks.harness import Check, Options, Report, Timing, Window
@@ -208,6 +209,14 @@ def test_smoke(name):
     assert any(check.bound is not None for check in found.checks)
     assert all(t.wall > 0 and t.count > 0 for arms in found.timings.values() for arm in arms.values() for t in arm)
     json.dumps(found.as_json())
+
+
+def test_every_recipe_that_is_timed_composes(tmp_path):
+    from scripts.benchmarks import recipes
+
+    for name, recipe in recipes.RECIPES.items():
+        dataset = compose(recipes.overrides_of([*recipe, *recipes.FAKE], str(tmp_path))).dataset
+        assert dataset.fake and ("workers" not in dataset or dataset.workers == 0), name
 
 
 def test_hand_written_and_project_loops_see_as_many_batches(tmp_path):
