@@ -88,7 +88,7 @@ RECIPES: dict[str, list[str]] = {
 }
 SCENES = "U-Net, 16 drawn scenes (64x64)"
 SHAPES = ["experiment=pixels/shapes_panoptic"]
-FAKE = ["dataset.fake=true", "dataset.limit=200"]
+FAKE = ["dataset.fake=true", "dataset.limit=400"]
 SMALL = ["dataset.image_size=32", "dataset.batch_size=2"]
 COMMON = ["logger=[]", "test=none", "scheduler._target_=null"]
 
