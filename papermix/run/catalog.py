@@ -64,7 +64,7 @@ def sets(group: str, name: str, key: str) -> bool:
 def _read(group: str, name: str) -> Option:
     text = (CONF / group / f"{name}.yaml").read_text(encoding="utf-8")
     comments = (line.lstrip("# ") for line in text.splitlines() if line.startswith("#") and "@package" not in line)
-    tree = yaml.load(text, _LOADER) or {}
+    tree = _tree(group, name) or {}
     found = {key: _capabilities(tree, key) for key in ("_gives_", "_needs_", "_clashes_")}
     for base in (_read(group, other) for other in _bases(name, tree)):
         for key, words in zip(found, (base.gives, base.needs, base.clashes)):
