@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from papermix.errors import UserError, nearest  # noqa: E402
+from papermix.run.allocator import keep_freed_memory  # noqa: E402
 from papermix.run.machine import cores  # noqa: E402
 from scripts.benchmarks import NAMES  # noqa: E402
 from scripts.benchmarks import harness as h  # noqa: E402
@@ -66,6 +67,8 @@ def main(arguments: list[str] | None = None, page: Path = PAGE) -> dict[str, Any
     print(f"{around['machine']['cpu']}, {around['machine']['cores']} cores, load {before:.2f}", flush=True)
     results: dict[str, Any] = {**around, "benchmarks": {}}
     for name in names:
+        # as train.py does; what is compared with it gives it back
+        keep_freed_memory()
         report = importlib.import_module(f"scripts.benchmarks.{name}").run(options)
         print("\n".join(h.lines(report)), flush=True)
         results["benchmarks"][name] = report.as_json()

@@ -13,11 +13,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_flatten
+from torch.utils.hooks import RemovableHandle
 
 from papermix.errors import UserError, nearest
 from papermix.metrics.count import flops
 from papermix.sparsity.widening import Axis, Blocks, copies, lengths, twins, widen, widths
 from papermix.surgery.channels import Group, Slot, channel_groups, describe
+from papermix.surgery.narrow import speed_up
 
 log = getLogger(__name__)
 
@@ -161,6 +163,7 @@ class Growing:
         self.flops: list[int] = []
         self.tensors: dict[tuple[str, str], Grown] = {}
         self._multiplied: dict[str, Any] = {}
+        self._fast: list[RemovableHandle] = []
         self._blocks: dict[tuple[str, str], Blocks] = {}
 
     # ---- before training ----------------------------------------------------------------------------------------------------
@@ -199,6 +202,7 @@ class Growing:
         for name in self._inputs_scaled():
             self._multiply(name)
         model.register_load_state_dict_pre_hook(self._before_load)
+        self._fast = speed_up(model)
 
     def _refusal(self, group: Group) -> str:
         """Why a group keeps its full number of channels, or ""."""
@@ -434,6 +438,9 @@ class Growing:
             module = self.model.get_submodule(name)
             module.weight.mul_(getattr(module, MULTIPLIER))  # type: ignore[operator, union-attr]
             self._unmultiply(name)
+        for handle in self._fast:
+            handle.remove()
+        self._fast.clear()
 
     def _before_load(self, model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
         """Bring the model to the stage of a ``state_dict`` that is about to be loaded."""

@@ -153,32 +153,32 @@ class Blocks:
     """
 
     def __init__(self, axes: Sequence[Axis], stage: int, ndim: int, device: torch.device):
-        births = [axis.birth[axis.alive(stage)].to(device) for axis in axes]
+        axes = sorted(axes, key=lambda axis: axis.dim)
+        stages = torch.arange(stage + 1, device=device)
         self.dims = [axis.dim for axis in axes]
-        self.rest = [d for d in range(ndim) if d not in self.dims]
-        order = sorted(range(len(axes)), key=lambda i: self.dims[i])
-        births = [births[i] for i in order]
-        self.members = [(b[:, None] == torch.arange(stage + 1, device=device)).float() for b in births]
-        young = births[0] if len(births) == 1 else torch.maximum(births[0][:, None], births[1][None, :])
-        shape = [1] * ndim
-        for b, i in zip(births, order):
-            shape[self.dims[i]] = len(b)
-        self.block = young.view(shape)
-        grid = torch.arange(stage + 1, device=device)
-        self.youngest = grid if len(births) == 1 else torch.maximum(grid[:, None], grid[None, :])
-        self.count = stage + 1
+        self.births = [axis.birth[axis.alive(stage)].to(device) for axis in axes]
+        self.members = [(stages == birth[:, None]).float() for birth in self.births]
+        self.shape = [1] * ndim
+        for dim, birth in zip(self.dims, self.births):
+            self.shape[dim] = len(birth)
+        self.youngest = stages if len(axes) == 1 else torch.maximum(stages[:, None], stages)
+        self.same = (self.youngest[..., None] == stages).float()
 
     def norms(self, weight: Tensor) -> Tensor:
         """Frobenius norm of each block, [stage + 1]; 0 for a stage in which nothing was born."""
-        squares = weight.detach().float().square()
-        squares = squares.sum(self.rest) if self.rest else squares
-        for members in self.members:
-            squares = squares.movedim(0, -1) @ members
-        same = (self.youngest[..., None] == torch.arange(self.count, device=weight.device)).to(squares)
-        return (squares[..., None] * same).flatten(0, -2).sum(0).sqrt()
+        squares = weight.detach().float().square().movedim(self.dims, list(range(len(self.dims))))
+        # rows first: this is where a large weight is read
+        squares = (self.members[0].T @ squares.flatten(1)).view(-1, *squares.shape[1:])
+        squares = squares.flatten(len(self.dims)).sum(-1) if squares.ndim > len(self.dims) else squares
+        for members in self.members[1:]:
+            squares = squares @ members
+        return torch.tensordot(squares, self.same, squares.ndim).sqrt()
 
     def factors(self, weight: Tensor) -> Tensor:
         """What each entry's step is multiplied by: ``|W_i| / |W_0|`` of its block i (1 where either is zero), broadcastable."""
         norms = self.norms(weight)
-        ratio = norms / norms[0]
-        return torch.where((norms > 0) & (norms[0] > 0), ratio, 1.0)[self.block].to(weight.dtype)
+        ratio = torch.where((norms > 0) & (norms[0] > 0), norms / norms[0], 1.0).to(weight.dtype)
+        factors = ratio[self.youngest]
+        for dim in reversed(range(len(self.births))):
+            factors = factors.index_select(dim, self.births[dim])
+        return factors.view(self.shape)

@@ -114,6 +114,7 @@ def test_outputs_stay_and_the_end_is_the_stock_network(name: str, options: dict)
     assert torch.allclose(model(x), before, rtol=1e-4, atol=1e-5)
     assert {k: v.shape for k, v in model.state_dict().items()} == stock
     assert repr(model) == repr(MODELS[name]())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     with pytest.raises(UserError, match="full width"):
         growing.grow()
 
