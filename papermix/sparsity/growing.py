@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from papermix.errors import UserError, nearest
 from papermix.metrics.count import flops
-from papermix.sparsity.widening import Axis, Blocks, copies, lengths, twins, widen, widths
+from papermix.sparsity.widening import Axis, Blocks, copies, lengths, rates, twins, widen, widths
 from papermix.surgery.channels import Group, Slot, channel_groups, describe
 from papermix.surgery.narrow import speed_up
 
@@ -475,8 +475,9 @@ class Growing:
 
         @torch.no_grad()
         def adapt(*_: Any) -> None:
-            for key, p, old in before:
-                torch.lerp(old, p, self.blocks(key).factors(old), out=p)
+            factors = rates([self.blocks(key) for key, *_ in before], [old for *_, old in before]) if before else []
+            for (_, p, old), factor in zip(before, factors):
+                torch.lerp(old, p, factor, out=p)
             before.clear()
 
         optimizer.register_step_pre_hook(remember)
@@ -491,9 +492,10 @@ class Growing:
     def _adapted(self) -> Iterator[tuple[tuple[str, str], nn.Parameter]]:
         """The trained weights that have entries of several stages."""
         for key, grown in self.tensors.items() if self.stage else ():
-            p = getattr(self.model.get_submodule(grown.module), grown.attribute)
-            if grown.full.ndim > 1 and isinstance(p, nn.Parameter) and p.requires_grad and len(grown.axes) <= 2:
-                yield key, p
+            if grown.full.ndim > 1 and len(grown.axes) <= 2:
+                p = getattr(self.model.get_submodule(grown.module), grown.attribute)
+                if isinstance(p, nn.Parameter) and p.requires_grad:
+                    yield key, p
 
     def blocks(self, key: tuple[str, str]) -> Blocks:
         """The blocks of a weight (module, attribute) at the present stage."""

@@ -146,7 +146,7 @@ class Blocks:
     """A grown weight by birth stage, for the rate adaptation: an entry is as old as the youngest of its row and its column.
 
     Args:
-        axes: the growing dimensions, one or two.
+        axes: the growing dimensions, one (its weight has a single column) or two.
         stage: the present stage.
         ndim: number of dimensions of the weight.
         device: where the weight is.
@@ -154,31 +154,47 @@ class Blocks:
 
     def __init__(self, axes: Sequence[Axis], stage: int, ndim: int, device: torch.device):
         axes = sorted(axes, key=lambda axis: axis.dim)
-        stages = torch.arange(stage + 1, device=device)
         self.dims = [axis.dim for axis in axes]
-        self.births = [axis.birth[axis.alive(stage)].to(device) for axis in axes]
-        self.members = [(stages == birth[:, None]).float() for birth in self.births]
+        births = [axis.birth[axis.alive(stage)].to(device) for axis in axes]
         self.shape = [1] * ndim
-        for dim, birth in zip(self.dims, self.births):
+        for dim, birth in zip(self.dims, births):
             self.shape[dim] = len(birth)
-        self.youngest = stages if len(axes) == 1 else torch.maximum(stages[:, None], stages)
-        self.same = (self.youngest[..., None] == stages).float()
+        self.rows, self.columns = births if len(births) == 2 else (births[0], births[0].new_zeros(1))
+        stages = torch.arange(stage + 1, device=device)
+        self.of_rows, self.of_columns = (stages[:, None] == self.rows).float(), (self.columns[:, None] == stages).float()
 
-    def norms(self, weight: Tensor) -> Tensor:
-        """Frobenius norm of each block, [stage + 1]; 0 for a stage in which nothing was born."""
+    def squares(self, weight: Tensor) -> Tensor:
+        """Sums of the squared entries by the birth stages of their rows and columns, [stages, stages]."""
         squares = weight.detach().float().square().movedim(self.dims, list(range(len(self.dims))))
-        # rows first: this is where a large weight is read
-        squares = (self.members[0].T @ squares.flatten(1)).view(-1, *squares.shape[1:])
-        squares = squares.flatten(len(self.dims)).sum(-1) if squares.ndim > len(self.dims) else squares
-        for members in self.members[1:]:
-            squares = squares @ members
-        return torch.tensordot(squares, self.same, squares.ndim).sqrt()
+        # by rows first: there a large weight is read
+        by_row = self.of_rows @ squares.flatten(1)
+        return by_row.view(len(by_row), len(self.columns), -1).sum(-1) @ self.of_columns
 
-    def factors(self, weight: Tensor) -> Tensor:
-        """What each entry's step is multiplied by: ``|W_i| / |W_0|`` of its block i (1 where either is zero), broadcastable."""
-        norms = self.norms(weight)
-        ratio = torch.where((norms > 0) & (norms[0] > 0), norms / norms[0], 1.0).to(weight.dtype)
-        factors = ratio[self.youngest]
-        for dim in reversed(range(len(self.births))):
-            factors = factors.index_select(dim, self.births[dim])
-        return factors.view(self.shape)
+    def spread(self, table: Tensor) -> Tensor:
+        """Entries of a table [stages, stages] of rows and columns for each entry of the weight, broadcastable."""
+        return table.index_select(1, self.columns).index_select(0, self.rows).view(self.shape)
+
+
+def _youngest(stages: int, device: torch.device) -> Tensor:
+    """The block of each pair of birth stages, [stages, stages]."""
+    grid = torch.arange(stages, device=device)
+    return torch.maximum(grid[:, None], grid)
+
+
+def norms(squares: Tensor) -> Tensor:
+    """Frobenius norms of the blocks [weights, stages] from their squares [weights, stages, stages]; 0 where nothing was born."""
+    youngest = _youngest(squares.shape[-1], squares.device)
+    members = youngest[..., None] == torch.arange(len(youngest), device=squares.device)
+    return torch.tensordot(squares, members.float(), 2).sqrt()
+
+
+def rates(blocks: Sequence[Blocks], weights: Sequence[Tensor]) -> list[Tensor]:
+    """What each entry's step is multiplied by: ``|W_i| / |W_0|`` of its block i (1 where either is zero), broadcastable.
+
+    All blocks have the same stage; what is small is computed for all weights at once.
+    """
+    found = norms(torch.stack([b.squares(w) for b, w in zip(blocks, weights)]))
+    first = found[:, :1]
+    ratios = torch.where((found > 0) & (first > 0), found / first, 1.0)
+    tables = ratios[:, _youngest(found.shape[1], found.device)]
+    return [b.spread(table).to(w.dtype) for b, w, table in zip(blocks, weights, tables)]

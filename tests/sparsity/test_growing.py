@@ -16,7 +16,7 @@ from papermix.models.resnet_cifar import ResNetCifar
 from papermix.models.vgg_cifar import VGGCifar
 from papermix.optimizers import AvaGrad
 from papermix.sparsity.growing import MULTIPLIER, Growing
-from papermix.sparsity.widening import Axis, Blocks, cost, lengths, widths
+from papermix.sparsity.widening import Axis, Blocks, cost, lengths, norms, rates, widths
 
 
 def timm_model(name: str, **options) -> nn.Module:
@@ -222,16 +222,20 @@ def test_blocks_are_l_shaped_and_their_factors_are_relative_to_the_first() -> No
     blocks = Blocks([axis(0, [0, 0, 1, 2]), axis(1, [0, 1, 1], True)], 2, 2, torch.device("cpu"))
     weight = torch.tensor([[3.0, 1, 1], [4.0, 1, 1], [4.0, 4, 8], [6.0, 8, 0]])
     # block 1: the new columns of the old rows, and the whole new row
-    norms = [5.0, (4 + 16 + 16 + 64) ** 0.5, 10.0]
-    assert blocks.norms(weight).tolist() == pytest.approx(norms)
-    factors = blocks.factors(weight).expand(4, 3)
+    expected = [5.0, (4 + 16 + 16 + 64) ** 0.5, 10.0]
+    assert norms(blocks.squares(weight)[None])[0].tolist() == pytest.approx(expected)
+    factors = rates([blocks], [weight])[0].expand(4, 3)
     assert factors.tolist() == [[1, 2, 2], [1, 2, 2], [2, 2, 2], [2, 2, 2]]
     younger = Blocks([axis(0, [0, 0, 1, 2]), axis(1, [0, 1, 1], True)], 1, 2, torch.device("cpu"))
-    assert younger.factors(weight[:3]).tolist() == [[1, 2, 2], [1, 2, 2], [2, 2, 2]]
+    assert rates([younger], [weight[:3]])[0].tolist() == [[1, 2, 2], [1, 2, 2], [2, 2, 2]]
     one = Blocks([axis(1, [0, 1])], 1, 4, torch.device("cpu"))
     kernel = torch.ones(2, 2, 3, 3)
     kernel[:, 1] = 0
-    assert one.factors(kernel).flatten().tolist() == [1, 1]  # a block of zeros could not move otherwise
+    # several weights at once, each with its own factors
+    two = Blocks([axis(0, [0, 1]), axis(1, [0, 1])], 1, 4, torch.device("cpu"))
+    alone, together = rates([one, two], [kernel, 3 * kernel + torch.eye(2)[..., None, None]])
+    assert together.flatten().tolist() == pytest.approx([1, *3 * [((9 * 9 + 9) / (16 * 9)) ** 0.5]])
+    assert alone.flatten().tolist() == [1, 1]  # a block of zeros could not move otherwise
 
 
 @pytest.mark.parametrize(
@@ -256,7 +260,9 @@ def test_steps_are_multiplied_by_the_factors(make) -> None:
         train(twin, x, plain, 1)
         for (name, p), old, q in zip(model.named_parameters(), before, twin.parameters()):
             grown = growing.tensors.get(tuple(name.rsplit(".", 1)))  # type: ignore[arg-type]
-            factors = growing.blocks((grown.module, grown.attribute)).factors(old) if p.ndim > 1 and grown else torch.ones(1)
+            factors = torch.ones(1)
+            if p.ndim > 1 and grown:
+                [factors] = rates([growing.blocks((grown.module, grown.attribute))], [old])
             assert torch.allclose(p - old, factors * (q - old), atol=1e-6), name
             if p.ndim > 1:
                 one = (factors == 1).expand_as(p)
