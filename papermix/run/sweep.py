@@ -3,11 +3,9 @@
 Both sweepers of ``papermix/run/plugins`` (all combinations, and Optuna's search) are made of these parts.
 """
 
-import atexit
 import contextlib
 import copy
 import csv
-import gc
 import hashlib
 import io
 import itertools
@@ -35,6 +33,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from papermix.errors import UserError
 from papermix.run import folder, frozen
+from papermix.run.allocator import release_memory
 from papermix.run.compose import freeze
 from papermix.run.explain import explain
 from papermix.run.launch import Stopped, stop_signal, watch_parent
@@ -292,7 +291,7 @@ class SweepTask:
             self.note(place, {"status": result.get("status", "finished"), "error": None, "result": result})
             return result
         finally:
-            _release_memory()
+            release_memory()
         raise failure
 
 
@@ -329,18 +328,6 @@ def already_finished(task: SweepTask, cfg: DictConfig) -> bool:
         return False
     task.note(place, {"status": result.get("status", "finished"), "error": None, "result": result})
     return True
-
-
-def _release_memory() -> None:
-    """Give back what a job has used before the next one starts in this process."""
-    gc.collect()
-    # what the libraries made while they were imported stays anyway; going through it after each job would take 0.2 s
-    if not gc.get_freeze_count():
-        gc.freeze()
-        atexit.register(gc.unfreeze)  # bindings complain of what is left at the end
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
 
 
 def run_jobs(launcher: Any, task: SweepTask, jobs: Sequence[Job], total: int, shown: Sequence[str]) -> list[dict[str, Any]]:

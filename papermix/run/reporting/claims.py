@@ -6,7 +6,6 @@ one key.
 """
 
 import contextlib
-import gc
 import math
 import os
 import re
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from papermix.errors import UserError, nearest
+from papermix.run.allocator import release_memory
 from papermix.run.catalog import CONF
 from papermix.run.machine import cores, cpu_model
 from papermix.run.reporting import grid
@@ -207,7 +207,8 @@ def run(claim: Claim, outputs: Path, seeds: Sequence[int] | None = None, start: 
                     raise
                 outcome = Outcome(error=explain(error, item.overrides))
             sentence = "was there" if finished else f"{time.perf_counter() - began:.0f} s"
-            gc.collect()
+            if not finished:
+                release_memory()
         outcomes[arm][seed] = outcome
         told = f"failed: {outcome.error}" if outcome.error else f"{outcome.value:.6g} ({sentence})"
         print(f"{claim.name} {i}/{len(planned)} {arm}, seed {seed}: {told}", flush=True)
